@@ -1,0 +1,325 @@
+"""Every loss of the book, in the book's order: pure functions of log-probabilities, one value per example.
+
+All arguments are keyword-only, because tensors of one type must not be swappable. Log-probabilities are
+sums over the completion's tokens in nats, unless a name says `mean`. Nothing is averaged, logged or
+configured here; hyperparameters have no defaults, they belong to the method that calls.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Strength = float | Tensor
+
+
+def bradley_terry_loss(*, chosen_rewards: Tensor, rejected_rewards: Tensor) -> Tensor:
+    """Negative log-likelihood of a comparison under Bradley–Terry: the loss of a reward model.
+
+    ::
+
+        loss = −log σ(r(x, y_w) − r(x, y_l))
+
+    Args:
+        chosen_rewards, rejected_rewards: scalar rewards, shape (pairs,).
+
+    Returns:
+        Loss per pair in nats, shape (pairs,), not averaged.
+
+    Raises:
+        TypeError: an argument is not a tensor of floats.
+        ValueError: shapes differ.
+
+    Source: arXiv:2305.18290, Eq. 2.
+    """
+    _require_same_shape(
+        "bradley_terry_loss", chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards
+    )
+    return -F.logsigmoid(chosen_rewards - rejected_rewards)
+
+
+def slic_hf_loss(
+    *,
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    policy_target_logps: Tensor,
+    delta: Strength,
+    sft_weight: Strength,
+) -> Tensor:
+    """Hinge on the policy's own log-probabilities plus a likelihood term (SLiC-HF).
+
+    ::
+
+        loss = max(0, δ − log π(y_w|x) + log π(y_l|x)) − λ log π(y_target|x)
+
+    Args:
+        policy_chosen_logps, policy_rejected_logps: summed log-probabilities, nats, shape (pairs,).
+        policy_target_logps: the same of the text that regularises: the SFT target, or the best candidate.
+        delta: the hinge's margin δ in nats, ≥ 0.
+        sft_weight: weight λ of the likelihood term, ≥ 0.
+
+    Returns:
+        Loss per pair, shape (pairs,), not averaged.
+
+    Raises:
+        TypeError: a log-probability is not a tensor of floats.
+        ValueError: shapes differ, or delta or sft_weight is negative.
+
+    Source: arXiv:2305.10425, Eq. 4.
+    """
+    _require_same_shape(
+        "slic_hf_loss",
+        policy_chosen_logps=policy_chosen_logps,
+        policy_rejected_logps=policy_rejected_logps,
+        policy_target_logps=policy_target_logps,
+    )
+    _require_not_negative("slic_hf_loss", delta=delta, sft_weight=sft_weight)
+    rank = F.relu(delta - policy_chosen_logps + policy_rejected_logps)
+    return rank - sft_weight * policy_target_logps
+
+
+def dpo_loss(
+    *,
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    reference_chosen_logps: Tensor,
+    reference_rejected_logps: Tensor,
+    beta: Strength,
+) -> Tensor:
+    """Logistic loss on the log-ratio margin (DPO).
+
+    ::
+
+        loss = −log σ(β h),   h = log π(y_w|x)/π_ref(y_w|x) − log π(y_l|x)/π_ref(y_l|x)
+
+    Args:
+        policy_chosen_logps, policy_rejected_logps: summed log-probabilities under the policy, nats,
+            shape (pairs,).
+        reference_chosen_logps, reference_rejected_logps: the same under the frozen reference.
+        beta: KL weight β, > 0; a larger one keeps the policy nearer the reference.
+
+    Returns:
+        Loss per pair in nats, shape (pairs,), not averaged.
+
+    Raises:
+        TypeError: a log-probability is not a tensor of floats.
+        ValueError: shapes differ, or beta is not positive.
+
+    Source: arXiv:2305.18290, Eq. 7. Book: eq-dpo-loss.
+    """
+    _require_positive("dpo_loss", beta=beta)
+    margin = _log_ratio_margin(
+        "dpo_loss",
+        policy_chosen_logps=policy_chosen_logps,
+        policy_rejected_logps=policy_rejected_logps,
+        reference_chosen_logps=reference_chosen_logps,
+        reference_rejected_logps=reference_rejected_logps,
+    )
+    return -F.logsigmoid(beta * margin)
+
+
+def ipo_loss(
+    *,
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    reference_chosen_logps: Tensor,
+    reference_rejected_logps: Tensor,
+    tau: Strength,
+) -> Tensor:
+    """Squared distance of the log-ratio margin from its target 1/(2τ) (IPO).
+
+    ::
+
+        loss = (h − 1/(2τ))²,   h = log π(y_w|x)/π_ref(y_w|x) − log π(y_l|x)/π_ref(y_l|x)
+
+    Args:
+        policy_chosen_logps, policy_rejected_logps: summed log-probabilities under the policy, nats,
+            shape (pairs,). Passing mean log-probabilities (`dapedu.logps.mean_logps`) in all four
+            places gives the length-normalised variant that TRL ships.
+        reference_chosen_logps, reference_rejected_logps: the same under the frozen reference.
+        tau: KL weight τ, > 0; a larger one keeps the policy nearer the reference.
+
+    Returns:
+        Loss per pair in nats², shape (pairs,), not averaged.
+
+    Raises:
+        TypeError: a log-probability is not a tensor of floats.
+        ValueError: shapes differ, or tau is not positive.
+
+    Source: arXiv:2310.12036, Eq. 17. Book: eq-ipo-loss.
+    """
+    _require_positive("ipo_loss", tau=tau)
+    margin = _log_ratio_margin(
+        "ipo_loss",
+        policy_chosen_logps=policy_chosen_logps,
+        policy_rejected_logps=policy_rejected_logps,
+        reference_chosen_logps=reference_chosen_logps,
+        reference_rejected_logps=reference_rejected_logps,
+    )
+    return (margin - 1 / (2 * tau)) ** 2
+
+
+def rrhf_loss(
+    *, candidate_logps: Tensor, candidate_lengths: Tensor, rewards: Tensor, sft_weight: Strength
+) -> Tensor:
+    """Every wrongly ordered pair of ranked candidates, plus the likelihood of the best one (RRHF).
+
+    ::
+
+        p_i  = log π(y_i|x) / |y_i|
+        loss = Σ_{r_i < r_j} max(0, p_i − p_j) − λ log π(y_i'|x),   i' = argmax_i r_i
+
+    The ranking term compares means over tokens, the likelihood term is a sum; the paper has λ = 1.
+    Of several best candidates the first is i'.
+
+    Args:
+        candidate_logps: summed log-probabilities of k candidates a prompt, nats, shape (prompts, k).
+        candidate_lengths: their lengths in tokens, > 0, shape (prompts, k), integers or floats.
+        rewards: what ranks them, shape (prompts, k), integers or floats.
+        sft_weight: weight λ of the likelihood term, ≥ 0.
+
+    Returns:
+        Loss per prompt, shape (prompts,), not averaged.
+
+    Raises:
+        TypeError: candidate_logps is not a tensor of floats, or another is not a tensor.
+        ValueError: shapes differ or are not (prompts, k), a length is not positive, or sft_weight is negative.
+
+    Source: arXiv:2304.05302, Eqs. 1–4 of §3.1.
+    """
+    _require_same_shape(
+        "rrhf_loss",
+        candidate_logps=candidate_logps,
+        candidate_lengths=candidate_lengths,
+        rewards=rewards,
+        floating={"candidate_logps"},
+    )
+    if candidate_logps.ndim != 2:
+        raise ValueError(
+            f"rrhf_loss: candidate_logps has shape {tuple(candidate_logps.shape)}, expected (prompts, k)"
+        )
+    _require_positive("rrhf_loss", candidate_lengths=candidate_lengths)
+    _require_not_negative("rrhf_loss", sft_weight=sft_weight)
+    scores = candidate_logps / candidate_lengths
+    is_worse = rewards[:, :, None] < rewards[:, None, :]  # (prompts, i, j): r_i < r_j
+    violation = F.relu(scores[:, :, None] - scores[:, None, :])
+    rank = (violation * is_worse).sum(dim=(1, 2))
+    best_logps = candidate_logps.gather(1, rewards.argmax(dim=1, keepdim=True)).squeeze(1)
+    return rank - sft_weight * best_logps
+
+
+def click_loss(
+    *,
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    target_mean_logps: Tensor,
+    delta: Strength,
+    contrast_weight: Strength,
+) -> Tensor:
+    """Cross-entropy plus a weighted hinge between the policy's own samples (CLICK).
+
+    ::
+
+        loss = −mean_t log π(y_t|x, y_<t) + α max(0, δ + log π(y_l|x) − log π(y_w|x))
+
+    Args:
+        policy_chosen_logps, policy_rejected_logps: summed log-probabilities of a positive and a negative
+            sample, nats, shape (pairs,).
+        target_mean_logps: mean log-probability per token of the training text y, shape (pairs,).
+        delta: the hinge's margin δ in nats, ≥ 0.
+        contrast_weight: weight α of the hinge, ≥ 0.
+
+    Returns:
+        Loss per pair, shape (pairs,), not averaged.
+
+    Raises:
+        TypeError: a log-probability is not a tensor of floats.
+        ValueError: shapes differ, or delta or contrast_weight is negative.
+
+    Deviation: the authors average the cross-entropy over all tokens of a batch, so that long texts weigh
+    more; a per-example loss averages over each text's own tokens.
+
+    Source: arXiv:2306.03350, §3.
+    """
+    _require_same_shape(
+        "click_loss",
+        policy_chosen_logps=policy_chosen_logps,
+        policy_rejected_logps=policy_rejected_logps,
+        target_mean_logps=target_mean_logps,
+    )
+    _require_not_negative("click_loss", delta=delta, contrast_weight=contrast_weight)
+    contrast = F.relu(delta + policy_rejected_logps - policy_chosen_logps)
+    return -target_mean_logps + contrast_weight * contrast
+
+
+def spin_loss(
+    *,
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    reference_chosen_logps: Tensor,
+    reference_rejected_logps: Tensor,
+    beta: Strength,
+) -> Tensor:
+    """DPO's loss with a human completion as chosen and the last iterate's own as rejected (SPIN).
+
+    ::
+
+        loss = −log σ(λ h),   h = log π(y|x)/π_t(y|x) − log π(y'|x)/π_t(y'|x),   y' ~ π_t
+
+    Args:
+        policy_chosen_logps, policy_rejected_logps: summed log-probabilities of the real and of the
+            generated completion under the policy, nats, shape (pairs,).
+        reference_chosen_logps, reference_rejected_logps: the same under the previous iterate π_t, which
+            also generated the rejected completion.
+        beta: the paper's λ, > 0; a larger one keeps the policy nearer the previous iterate.
+
+    Returns:
+        Loss per pair in nats, shape (pairs,), not averaged.
+
+    Raises:
+        TypeError: a log-probability is not a tensor of floats.
+        ValueError: shapes differ, or beta is not positive.
+
+    Source: arXiv:2401.01335, Eq. 4.7 with the logistic loss.
+    """
+    _require_positive("spin_loss", beta=beta)
+    margin = _log_ratio_margin(
+        "spin_loss",
+        policy_chosen_logps=policy_chosen_logps,
+        policy_rejected_logps=policy_rejected_logps,
+        reference_chosen_logps=reference_chosen_logps,
+        reference_rejected_logps=reference_rejected_logps,
+    )
+    return -F.logsigmoid(beta * margin)
+
+
+def _log_ratio_margin(function: str, **logps: Tensor) -> Tensor:
+    """h = (log π − log π_ref)(y_w) − (log π − log π_ref)(y_l) in nats, without β."""
+    _require_same_shape(function, **logps)
+    chosen_log_ratio = logps["policy_chosen_logps"] - logps["reference_chosen_logps"]
+    rejected_log_ratio = logps["policy_rejected_logps"] - logps["reference_rejected_logps"]
+    return chosen_log_ratio - rejected_log_ratio
+
+
+def _require_same_shape(function: str, floating: set[str] | None = None, **tensors: Tensor) -> None:
+    """The one guard of all losses; `floating` names the arguments that must be floats (default: all)."""
+    expected = None
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{function}: {name} is a {type(tensor).__name__}, expected a torch.Tensor")
+        if (floating is None or name in floating) and not tensor.is_floating_point():
+            raise TypeError(f"{function}: {name} has dtype {tensor.dtype}, expected floats")
+        expected = tensor.shape if expected is None else expected
+        if tensor.shape != expected:
+            raise ValueError(f"{function}: {name} has shape {tuple(tensor.shape)}, expected {tuple(expected)}")
+
+
+def _require_positive(function: str, **values: Strength) -> None:
+    for name, value in values.items():
+        if not torch.as_tensor(value > 0).all():
+            raise ValueError(f"{function}: {name} is {value}, expected > 0")
+
+
+def _require_not_negative(function: str, **values: Strength) -> None:
+    for name, value in values.items():
+        if not torch.as_tensor(value >= 0).all():
+            raise ValueError(f"{function}: {name} is {value}, expected ≥ 0")
