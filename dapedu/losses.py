@@ -310,7 +310,9 @@ def _require_same_shape(function: str, floating: set[str] | None = None, **tenso
             raise TypeError(f"{function}: {name} has dtype {tensor.dtype}, expected floats")
         expected = tensor.shape if expected is None else expected
         if tensor.shape != expected:
-            raise ValueError(f"{function}: {name} has shape {tuple(tensor.shape)}, expected {tuple(expected)}")
+            raise ValueError(
+                f"{function}: {name} has shape {tuple(tensor.shape)}, expected {tuple(expected)}"
+            )
 
 
 def _require_positive(function: str, **values: Strength) -> None:
