@@ -126,9 +126,7 @@ def train_bandit(
     return BanditRun(probabilities, torch.tensor(recorded_steps))
 
 
-def draw_batches(
-    n_pairs: int, *, seeds: int, steps: int, batch_size: int | None = 9, seed: int = 0
-) -> Tensor:
+def draw_batches(n_pairs: int, *, seeds: int, steps: int, batch_size: int | None = 9, seed: int = 0) -> Tensor:
     """The mini-batches of `train_bandit`: how much of each batch is which pair.
 
     Only these shares matter to a gradient, not the order within a batch.
@@ -293,10 +291,8 @@ _SLOPES: dict[Callable[..., Tensor], Callable[[Tensor, Tensor], Tensor]] = {
 _Gradient = Callable[[Tensor, Tensor], Tensor]  # log-ratios and shares of the batch → gradient
 
 
-def _closed_form_gradient(
-    slope: Callable[[Tensor, Tensor], Tensor], strength: Tensor, incidence: Tensor
-) -> _Gradient:
-    """Σ_pairs share · L′(h) (e_w − e_l): the softmax's normaliser cancels in h. Ten times autograd's speed."""
+def _closed_form_gradient(slope: Callable[[Tensor, Tensor], Tensor], strength: Tensor, incidence: Tensor) -> _Gradient:
+    """Σ_pairs share · L′(h) (e_w − e_l): the softmax's normaliser cancels in h. Far faster than autograd."""
     to_margins = incidence.T.contiguous()
 
     def gradient(log_ratios: Tensor, shares: Tensor) -> Tensor:
@@ -305,9 +301,7 @@ def _closed_form_gradient(
     return gradient
 
 
-def _autograd_gradient(
-    loss: Callable[..., Tensor], strength: Tensor, pairs: Pairs, log_reference: Tensor
-) -> _Gradient:
+def _autograd_gradient(loss: Callable[..., Tensor], strength: Tensor, pairs: Pairs, log_reference: Tensor) -> _Gradient:
     """The same for any loss, through its public signature."""
     names = list(inspect.signature(loss).parameters)
     (strength_name,) = [name for name in names if not name.endswith("_logps")]
@@ -342,9 +336,7 @@ def _log_reference(function: str, reference: Tensor | None, n_responses: int) ->
         return torch.full((n_responses,), -np.log(n_responses), dtype=torch.float64)
     reference = torch.as_tensor(reference, dtype=torch.float64)
     if reference.shape != (n_responses,):
-        raise ValueError(
-            f"{function}: reference has shape {tuple(reference.shape)}, expected ({n_responses},)"
-        )
+        raise ValueError(f"{function}: reference has shape {tuple(reference.shape)}, expected ({n_responses},)")
     if not (reference > 0).all() or abs(reference.sum().item() - 1) > 1e-6:
         raise ValueError(
             f"{function}: reference is {reference.tolist()}, expected positive probabilities that sum to 1"

@@ -24,7 +24,7 @@ def token_logps(*, logits: Tensor, input_ids: Tensor, completion_mask: Tensor) -
     Args:
         logits: the model's output for input_ids, shape (batch, seq, vocabulary).
         input_ids: prompt and completion, padded on either side, shape (batch, seq).
-        completion_mask: true (or 1) on the completion's tokens, false on prompt and padding, shape (batch, seq).
+        completion_mask: true (or 1) on the completion's tokens, false elsewhere, shape (batch, seq).
 
     Returns:
         Nats, shape (batch, seq − 1); zero outside the completion.
@@ -36,14 +36,10 @@ def token_logps(*, logits: Tensor, input_ids: Tensor, completion_mask: Tensor) -
     Source: arXiv:2305.18290, §4: log π(y|x) of a completion is the sum of these.
     """
     if logits.ndim != 3:
-        raise ValueError(
-            f"token_logps: logits has shape {tuple(logits.shape)}, expected (batch, seq, vocabulary)"
-        )
+        raise ValueError(f"token_logps: logits has shape {tuple(logits.shape)}, expected (batch, seq, vocabulary)")
     for name, tensor in {"input_ids": input_ids, "completion_mask": completion_mask}.items():
         if tensor.shape != logits.shape[:2]:
-            raise ValueError(
-                f"token_logps: {name} has shape {tuple(tensor.shape)}, expected {tuple(logits.shape[:2])}"
-            )
+            raise ValueError(f"token_logps: {name} has shape {tuple(tensor.shape)}, expected {tuple(logits.shape[:2])}")
     is_completion = completion_mask.bool()
     if is_completion[:, 0].any():
         raise ValueError(

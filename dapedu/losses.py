@@ -31,9 +31,7 @@ def bradley_terry_loss(*, chosen_rewards: Tensor, rejected_rewards: Tensor) -> T
 
     Source: arXiv:2305.18290, Eq. 2.
     """
-    _require_same_shape(
-        "bradley_terry_loss", chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards
-    )
+    _require_same_shape("bradley_terry_loss", chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards)
     return -F.logsigmoid(chosen_rewards - rejected_rewards)
 
 
@@ -158,9 +156,7 @@ def ipo_loss(
     return (margin - 1 / (2 * tau)) ** 2
 
 
-def rrhf_loss(
-    *, candidate_logps: Tensor, candidate_lengths: Tensor, rewards: Tensor, sft_weight: Strength
-) -> Tensor:
+def rrhf_loss(*, candidate_logps: Tensor, candidate_lengths: Tensor, rewards: Tensor, sft_weight: Strength) -> Tensor:
     """Every wrongly ordered pair of ranked candidates, plus the likelihood of the best one (RRHF).
 
     ::
@@ -182,7 +178,7 @@ def rrhf_loss(
 
     Raises:
         TypeError: candidate_logps is not a tensor of floats, or another is not a tensor.
-        ValueError: shapes differ or are not (prompts, k), a length is not positive, or sft_weight is negative.
+        ValueError: shapes differ or are not (prompts, k), a length is ≤ 0, or sft_weight is negative.
 
     Source: arXiv:2304.05302, Eqs. 1–4 of §3.1.
     """
@@ -194,9 +190,7 @@ def rrhf_loss(
         floating={"candidate_logps"},
     )
     if candidate_logps.ndim != 2:
-        raise ValueError(
-            f"rrhf_loss: candidate_logps has shape {tuple(candidate_logps.shape)}, expected (prompts, k)"
-        )
+        raise ValueError(f"rrhf_loss: candidate_logps has shape {tuple(candidate_logps.shape)}, expected (prompts, k)")
     _require_positive("rrhf_loss", candidate_lengths=candidate_lengths)
     _require_not_negative("rrhf_loss", sft_weight=sft_weight)
     scores = candidate_logps / candidate_lengths
@@ -310,9 +304,7 @@ def _require_same_shape(function: str, floating: set[str] | None = None, **tenso
             raise TypeError(f"{function}: {name} has dtype {tensor.dtype}, expected floats")
         expected = tensor.shape if expected is None else expected
         if tensor.shape != expected:
-            raise ValueError(
-                f"{function}: {name} has shape {tuple(tensor.shape)}, expected {tuple(expected)}"
-            )
+            raise ValueError(f"{function}: {name} has shape {tuple(tensor.shape)}, expected {tuple(expected)}")
 
 
 def _require_positive(function: str, **values: Strength) -> None:

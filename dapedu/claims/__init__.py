@@ -1,0 +1,31 @@
+"""The registry of claims: what the source and the papers say, and what the stored numbers say of it.
+
+A verdict is never typed in. A claim names its stored results, picks numbers from them, and carries predicates
+on those numbers; the verdict follows. A chapter shows its claims by id, so each is worded and judged once.
+"""
+
+from dapedu.claims import dpo, ipo
+from dapedu.claims.entry import Claim, ClaimList, Verdict
+
+CLAIMS: dict[str, Claim] = {claim.id: claim for claim in (*dpo.CLAIMS, *ipo.CLAIMS)}
+
+
+def select(*ids: str) -> ClaimList:
+    """The claims with these ids in the order given; without ids, all.
+
+    Args:
+        ids: keys of `CLAIMS`.
+
+    Returns:
+        A list that a notebook shows with statement, measurement and verdict.
+
+    Raises:
+        ValueError: an id is unknown; the message lists those there are.
+    """
+    for wanted in ids:
+        if wanted not in CLAIMS:
+            raise ValueError(f"select: no claim {wanted!r}; there are {', '.join(CLAIMS)}")
+    return ClaimList(CLAIMS[wanted] for wanted in (ids or CLAIMS))
+
+
+__all__ = ["CLAIMS", "Claim", "ClaimList", "Verdict", "select"]

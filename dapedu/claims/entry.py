@@ -1,0 +1,113 @@
+"""One claim: what it says, what decides it, and how it is shown."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from dapedu import experiments
+
+Numbers = dict[str, float]
+
+
+class Verdict(StrEnum):
+    """The four things a claim can be."""
+
+    HOLDS = "holds"
+    CONDITIONAL = "holds under stated conditions"
+    FAILS = "does not hold here"
+    UNTESTED = "cannot be tested here"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One statement of somebody's, and what decides it.
+
+    Args:
+        id: short name, unique.
+        claimed_by: who says it, and where.
+        statement: what they say, as exactly as one sentence can.
+        remark: what the reader should take from the numbers: conditions, corrections, why it cannot be tested.
+        evidence: names of stored results (`dapedu.experiments`); none if it cannot be tested here.
+        numbers: picks the numbers that decide from the results by name; each must be able to turn the verdict.
+        measured: the sentence that reports them, a format string over `numbers`.
+        holds: whether the statement holds as it stands.
+        holds_if: whether it holds under the conditions that `remark` states.
+    """
+
+    id: str
+    claimed_by: str
+    statement: str
+    remark: str
+    evidence: tuple[str, ...] = ()
+    numbers: Callable[[dict[str, Any]], Numbers] = lambda results: {}
+    measured: str = ""
+    holds: Callable[[Numbers], bool] = lambda numbers: False
+    holds_if: Callable[[Numbers], bool] = lambda numbers: False
+
+    def judge(self, numbers: Numbers) -> Verdict:
+        """The verdict that these numbers give.
+
+        Args:
+            numbers: as `self.numbers` picks them.
+
+        Returns:
+            One of the four verdicts; a number that is not finite supports nothing.
+        """
+        if not self.evidence:
+            return Verdict.UNTESTED
+        if not all(math.isfinite(value) for value in numbers.values()):
+            return Verdict.FAILS
+        if self.holds(numbers):
+            return Verdict.HOLDS
+        return Verdict.CONDITIONAL if self.holds_if(numbers) else Verdict.FAILS
+
+    def stored_numbers(self) -> Numbers:
+        """The deciding numbers from data/results/.
+
+        Returns:
+            Names and values; empty if the claim cannot be tested here.
+
+        Raises:
+            FileNotFoundError: the evidence is missing; the message says how to make it.
+        """
+        return self.numbers({name: experiments.load(name)["results"] for name in self.evidence})
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict on the stored evidence."""
+        return self.judge(self.stored_numbers())
+
+    def __str__(self) -> str:
+        """The entry as plain text, for a terminal."""
+        measured = self.measured.format(**self.stored_numbers())
+        lines = [f"{self.id}  [{self.claimed_by}]", f"  claim:    {self.statement}"]
+        lines += [f"  measured: {measured}"] if measured else []
+        return "\n".join([*lines, f"  verdict:  {self.verdict}", f"  {self.remark}"])
+
+
+class ClaimList(list[Claim]):
+    """Claims that print as text in a terminal and as a list of entries in a notebook."""
+
+    def __repr__(self) -> str:
+        return "\n\n".join(map(str, self))
+
+    def _repr_html_(self) -> str:
+        return f'<div class="claims">{"".join(map(_entry, self))}</div>'
+
+
+def _entry(claim: Claim) -> str:
+    verdict = claim.verdict
+    measured = claim.measured.format(**claim.stored_numbers())
+    parts = [
+        f'<p class="claim-statement"><strong>{claim.id}</strong> “{html.escape(claim.statement)}” '
+        f"<cite>— {html.escape(claim.claimed_by)}</cite></p>",
+        f"<p>Measured: {html.escape(measured)}</p>" if measured else "",
+        f'<p class="verdict"><strong data-verdict="{verdict.name.lower()}">{verdict}</strong>. '
+        f"{html.escape(claim.remark)}</p>",
+    ]
+    return f'<section class="claim" aria-label="Claim {claim.id}">{"".join(parts)}</section>'

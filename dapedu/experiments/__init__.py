@@ -1,0 +1,101 @@
+"""One function a published result; `dapedu results` runs them and writes data/results/<name>.json.
+
+A function's keyword defaults are its settings and are stored with what it returns, beside the commit, the
+machine and the time. The chapters read these files next to a smaller live run; the claims are judged by them.
+"""
+
+import inspect
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dapedu.experiments import bandit
+
+RESULTS = Path(__file__).resolve().parents[2] / "data" / "results"
+
+EXPERIMENTS: dict[str, Callable[..., dict[str, Any]]] = {
+    function.__name__: function
+    for function in (
+        bandit.bandit_figures,
+        bandit.closed_forms,
+        bandit.finite_data,
+        bandit.displacement,
+        bandit.kl_at_the_edge,
+        bandit.bandit_benchmark,
+    )
+}
+
+
+def run(name: str) -> Path:
+    """Run one experiment and write its result file.
+
+    Args:
+        name: a key of `EXPERIMENTS`.
+
+    Returns:
+        The file written.
+
+    Raises:
+        ValueError: there is no such experiment; the message lists them.
+    """
+    if name not in EXPERIMENTS:
+        raise ValueError(f"run: no experiment {name!r}; there are {', '.join(EXPERIMENTS)}")
+    function = EXPERIMENTS[name]
+    start = time.perf_counter()
+    results = function()
+    record = {
+        "experiment": name,
+        "command": f"dapedu results {name}",
+        "settings": {key: parameter.default for key, parameter in inspect.signature(function).parameters.items()},
+        "commit": _commit(),
+        "machine": {
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+        "seconds": round(time.perf_counter() - start, 1),
+        "results": results,
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    partial = path.with_suffix(".partial")  # renamed when complete, so that no half-written result is ever read
+    partial.write_text(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf8")
+    partial.replace(path)
+    return path
+
+
+def load(name: str) -> dict[str, Any]:
+    """A stored result, whole.
+
+    Args:
+        name: a key of `EXPERIMENTS`.
+
+    Returns:
+        The record that `run` wrote; the numbers are under "results".
+
+    Raises:
+        FileNotFoundError: it was never run here; the message says how.
+    """
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        raise FileNotFoundError(f"data/results/{name}.json is missing; `dapedu results {name}` makes it")
+    return json.loads(path.read_text(encoding="utf8"))
+
+
+def _commit() -> str:
+    """The commit the code was at, with a + where the package differs from it."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=RESULTS.parents[1], capture_output=True, text=True, check=False
+        ).stdout.strip()
+
+    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "dapedu") else "")

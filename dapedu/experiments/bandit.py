@@ -1,0 +1,324 @@
+"""The published results of world 1, the bandit: the figures of the DPO and IPO chapters, and the benchmark."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from dapedu.bandit import (
+    DATASETS,
+    bradley_terry_rewards,
+    draw_batches,
+    ipo_optimum,
+    rlhf_optimum,
+    train_bandit,
+    win_graph,
+)
+from dapedu.evaluate import expected_reward, kl_divergence, mean_interval
+from dapedu.losses import dpo_loss, ipo_loss
+
+
+def bandit_figures(
+    *,
+    taus: Sequence[float] = (0.1, 0.5, 1.0),
+    betas: Sequence[float] = (0.1, 0.5, 1.0, 0.4, 2.0, 4.0),  # the same numbers as τ, then matched: 4τ
+    seeds: int = 10,
+    steps: int = 18_000,
+) -> dict[str, Any]:
+    """§5.4 of the IPO paper, its datasets and ours, DPO and IPO: where π ends, and where it should."""
+    datasets = {
+        **DATASETS,
+        "two actions": [(0, 1)],
+        "win on a cycle": [(0, 1), (0, 1), (1, 2), (2, 0)],
+    }
+    results: dict[str, Any] = {}
+    for name, pairs in datasets.items():
+        n_responses = 2 if name == "two actions" else 3
+        limit = bradley_terry_rewards(pairs, n_responses=n_responses)
+        entry: dict[str, Any] = {"has_finite_dpo_optimum": win_graph(pairs, n_responses=n_responses)[0]}
+        for method, loss, strengths in (("DPO", dpo_loss, betas), ("IPO", ipo_loss, taus)):
+            run = train_bandit(pairs, loss, strengths, n_responses=n_responses, seeds=seeds, steps=steps)
+            mean, half_width = mean_interval(run.probabilities[:, :, -1], dim=1)
+            for row, strength in enumerate(strengths):
+                optimum = (
+                    rlhf_optimum(limit, strength)
+                    if method == "DPO"
+                    else ipo_optimum(pairs, strength, n_responses=n_responses)
+                )
+                entry[f"{method} {strength:g}"] = {
+                    "mean": _rounded(mean[row]),
+                    "half_width_95": _rounded(half_width[row]),
+                    "closed_form": _rounded(optimum),
+                }
+        results[name] = entry
+    return results
+
+
+def closed_forms(*, problems: int = 200, n_responses: int = 5, seed: int = 0) -> dict[str, Any]:
+    """Every closed form of the two chapters against a numerical optimiser, on random problems."""
+    rng = np.random.default_rng(seed)
+    worst = dict.fromkeys(("gibbs", "reward_margin", "dpo_population", "psi_identity"), 0.0)
+    for _ in range(problems):
+        rewards = torch.from_numpy(rng.normal(size=n_responses))
+        reference = torch.from_numpy(rng.dirichlet(np.full(n_responses, 2.0)))
+        beta = float(rng.uniform(0.3, 3))
+        optimum = rlhf_optimum(rewards, beta, reference=reference)
+
+        # The objective itself, climbed without knowing the answer.
+        climbed = _maximise(
+            lambda policy, r=rewards, q=reference, b=beta: expected_reward(policy, r) - b * kl_divergence(policy, q),
+            reference,
+        )
+        worst["gibbs"] = max(worst["gibbs"], _distance(climbed, optimum))
+
+        # Z(x) cancels: margins of β log π*/π_ref are margins of r.
+        implicit = beta * (optimum / reference).log()
+        gap = (implicit[:, None] - implicit) - (rewards[:, None] - rewards)
+        worst["reward_margin"] = max(worst["reward_margin"], gap.abs().max().item())
+
+        # DPO's loss over every pair, each labelled as often as Bradley–Terry says.
+        wins = torch.sigmoid(rewards[:, None] - rewards)
+        fitted = _maximise(
+            lambda policy, w=wins, q=reference, b=beta: -_population_loss(policy, q, w, dpo_loss, beta=b),
+            reference,
+        )
+        worst["dpo_population"] = max(worst["dpo_population"], _distance(fitted, optimum))
+
+        # ΨPO with Ψ = identity, under any preferences at all, against IPO's loss over every pair.
+        upper = torch.from_numpy(rng.uniform(size=(n_responses, n_responses))).triu(1)
+        any_wins = upper + (1 - upper.T).tril(-1) + 0.5 * torch.eye(n_responses)
+        psi = _maximise(
+            lambda policy, p=any_wins, q=reference, t=beta: (
+                expected_reward(policy, p.mean(dim=1)) - t * kl_divergence(policy, q)
+            ),
+            reference,
+        )
+        regressed = _maximise(
+            lambda policy, p=any_wins, q=reference, t=beta: -_population_loss(policy, q, p, ipo_loss, tau=t),
+            reference,
+        )
+        worst["psi_identity"] = max(worst["psi_identity"], _distance(psi, regressed))
+    return {f"{name}_worst": float(f"{value:.2g}") for name, value in worst.items()}
+
+
+def finite_data(
+    *,
+    counts: Sequence[int] = (10, 30, 100, 1_000, 10_000),
+    datasets: int = 500,
+    rewards: Sequence[float] = (1.0, 0.5, 0.0, -0.5, -1.0),
+    beta: float = 0.5,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """How far DPO's exact optimum on n sampled comparisons is from RLHF's on the true reward."""
+    rng = np.random.default_rng(seed)
+    n_responses = len(rewards)
+    target = rlhf_optimum(torch.tensor(rewards), beta)
+    results = {}
+    for count in counts:
+        distances, finite = [], 0
+        for _ in range(datasets):
+            first, second = rng.integers(n_responses, size=count), rng.integers(n_responses - 1, size=count)
+            second += second >= first  # two different responses, every pair equally often
+            margin = np.take(rewards, first) - np.take(rewards, second)
+            first_wins = rng.random(count) < 1 / (1 + np.exp(-margin))
+            pairs = list(zip(np.where(first_wins, first, second), np.where(first_wins, second, first), strict=True))
+            finite += win_graph(pairs, n_responses=n_responses).has_finite_optimum
+            optimum = rlhf_optimum(bradley_terry_rewards(pairs, n_responses=n_responses), beta)
+            distances.append(_distance(optimum, target))
+        mean, half_width = mean_interval(torch.tensor(distances))
+        results[str(count)] = {
+            "total_variation_mean": round(mean.item(), 4),
+            "half_width_95": round(half_width.item(), 4),
+            "share_with_finite_optimum": round(finite / datasets, 4),
+        }
+    return results
+
+
+def displacement(*, beta: float = 0.1, lr: float = 0.1, steps: int = 200) -> dict[str, Any]:
+    """The chosen completion's log-probability under DPO, where responses share parameters and where not.
+
+    Three responses; log π is linear in shared features in one model and free in the other. One pair only:
+    response 0 beats response 1, response 2 is never compared.
+    """
+    results = {}
+    for name, features in {
+        "free": torch.eye(3, dtype=torch.float64),
+        "shared": torch.tensor(SHARED_FEATURES, dtype=torch.float64),
+    }.items():
+        logps = train_linear(features, beta=beta, lr=lr, steps=steps)
+        change = logps[-1] - logps[0]
+        results[name] = {
+            "chosen_change": round(change[0].item(), 4),
+            "rejected_change": round(change[1].item(), 4),
+            "margin_change": round((change[0] - change[1]).item(), 4),
+            "other_probability": round(logps[-1, 2].exp().item(), 4),
+        }
+    return results
+
+
+# Chosen and rejected are alike in the first feature; along what tells them apart, the response that nobody
+# compared is further out still.
+SHARED_FEATURES = [[1.0, 1.0], [1.0, 0.0], [0.0, 3.0]]
+
+
+def train_linear(features: Tensor, *, beta: float, lr: float, steps: int) -> Tensor:
+    """Gradient descent on DPO's loss for the one pair 0 ≻ 1 in the model π ∝ exp(features θ).
+
+    Args:
+        features: one row a response, shape (n_responses, parameters).
+        beta: DPO's β.
+        lr: step size.
+        steps: number of steps.
+
+    Returns:
+        log π before each step and at the end, shape (steps + 1, n_responses).
+
+    Raises:
+        ValueError: beta is not positive.
+    """
+    parameters = torch.zeros(features.shape[1], dtype=features.dtype, requires_grad=True)
+    reference = torch.log_softmax(features @ parameters, dim=0).detach()
+    records = []
+    for _ in range(steps):
+        logps = torch.log_softmax(features @ parameters, dim=0)
+        records.append(logps.detach())
+        loss = dpo_loss(
+            policy_chosen_logps=logps[0],
+            policy_rejected_logps=logps[1],
+            reference_chosen_logps=reference[0],
+            reference_rejected_logps=reference[1],
+            beta=beta,
+        )
+        (gradient,) = torch.autograd.grad(loss, parameters)
+        with torch.no_grad():
+            parameters -= lr * gradient
+    records.append(torch.log_softmax(features @ parameters, dim=0).detach())
+    return torch.stack(records)
+
+
+def kl_at_the_edge(
+    *, reference: Sequence[float] = (0.5, 0.3, 0.2), shares: Sequence[float] = (1e-1, 1e-3, 1e-6, 1e-12, 0.0)
+) -> dict[str, Any]:
+    """Both KLs as the last response's probability goes to 0 and the rest keeps the ratio .6 : .4."""
+    target = torch.tensor(reference, dtype=torch.float64)
+    policies = torch.tensor([[0.6 * (1 - e), 0.4 * (1 - e), e] for e in shares], dtype=torch.float64)
+    reverse, forward = kl_divergence(policies, target), kl_divergence(target, policies)
+    return {
+        "rejected_probability": list(shares),
+        "reverse": _rounded(reverse),
+        "forward": [value if np.isfinite(value) else None for value in _rounded(forward)],  # None is ∞
+        "bound": round(-target.min().log().item(), 4),
+    }
+
+
+def bandit_benchmark(
+    *,
+    strengths: Sequence[float] = (0.1, 0.5, 1.0),
+    seeds: int = 10,
+    steps: int = 18_000,
+    plain_runs: int = 4,
+) -> dict[str, Any]:
+    """Seconds on one core for every run of the figures, and for a plain PyTorch loop over single runs."""
+    methods = (("DPO", dpo_loss), ("IPO", ipo_loss))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        start = time.perf_counter()
+        ends = {
+            (method, name): train_bandit(
+                pairs, loss, strengths, n_responses=3, seeds=seeds, steps=steps, device="cpu"
+            ).probabilities[:, :, -1]
+            for method, loss in methods
+            for name, pairs in DATASETS.items()
+        }
+        together = time.perf_counter() - start
+
+        plain_seconds, differences = [], []
+        names = list(DATASETS)
+        for number in range(plain_runs):
+            (method, loss), name = methods[number % 2], names[number % len(names)]
+            row, column = number % len(strengths), number % seeds
+            start = time.perf_counter()
+            end = _plain_run(DATASETS[name], loss, strengths[row], steps=steps, seed=column)
+            plain_seconds.append(time.perf_counter() - start)
+            differences.append((end - ends[method, name][row, column]).abs().max().item())
+    finally:
+        torch.set_num_threads(threads)
+    runs = len(methods) * len(DATASETS) * len(strengths) * seeds
+    plain_total = runs * float(np.mean(plain_seconds))
+    return {
+        "runs": runs,
+        "seconds_together": round(together, 2),
+        "plain_seconds_a_run": [round(seconds, 2) for seconds in plain_seconds],
+        "plain_seconds_extrapolated": round(plain_total),
+        "ratio": round(plain_total / together),
+        "largest_difference_of_end_points": float(f"{max(differences):.1g}"),
+    }
+
+
+def _plain_run(
+    pairs: Sequence[tuple[int, int]], loss: Callable[..., Tensor], strength: float, *, steps: int, seed: int
+) -> Tensor:
+    """One run as one would write it first: autograd, torch.optim.Adam, a Python loop."""
+    shares = draw_batches(len(pairs), seeds=1, steps=steps, seed=seed)[:, 0]
+    winners, losers = (list(side) for side in zip(*pairs, strict=True))
+    logits = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    reference = torch.full((3,), 1 / 3, dtype=torch.float64).log()
+    optimizer = torch.optim.Adam([logits], lr=0.01)
+    name = "beta" if loss is dpo_loss else "tau"
+    for step in range(steps):
+        logps = torch.log_softmax(logits, dim=0)
+        losses = loss(
+            policy_chosen_logps=logps[winners],
+            policy_rejected_logps=logps[losers],
+            reference_chosen_logps=reference[winners],
+            reference_rejected_logps=reference[losers],
+            **{name: strength},
+        )
+        optimizer.zero_grad()
+        (losses * shares[step]).sum().backward()
+        optimizer.step()
+    return torch.softmax(logits.detach(), dim=0)
+
+
+def _population_loss(
+    policy: Tensor, reference: Tensor, wins: Tensor, loss: Callable[..., Tensor], **strength: float
+) -> Tensor:
+    """Σ_ij p(i ≻ j) loss(i chosen, j rejected) over all ordered pairs: an expectation, nothing sampled."""
+    n = len(policy)
+    winners, losers = (~torch.eye(n, dtype=torch.bool)).nonzero(as_tuple=True)
+    policy_logps, reference_logps = policy.log(), reference.log()
+    losses = loss(
+        policy_chosen_logps=policy_logps[winners],
+        policy_rejected_logps=policy_logps[losers],
+        reference_chosen_logps=reference_logps[winners],
+        reference_rejected_logps=reference_logps[losers],
+        **strength,
+    )
+    return (wins[winners, losers] * losses).sum() / (n * (n - 1))
+
+
+def _maximise(objective: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
+    """The policy on the simplex that maximises a smooth objective, by BFGS on its logits."""
+
+    def negative(logits: np.ndarray) -> tuple[float, np.ndarray]:
+        leaf = torch.tensor(logits, requires_grad=True)
+        value = -objective(torch.softmax(leaf, dim=0))
+        (gradient,) = torch.autograd.grad(value, leaf)
+        return value.item(), gradient.numpy()
+
+    found = minimize(negative, start.log().numpy(), jac=True, method="BFGS", options={"gtol": 1e-10})
+    return torch.softmax(torch.from_numpy(found.x), dim=0)
+
+
+def _distance(p: Tensor, q: Tensor) -> float:
+    """Total variation: the largest difference in probability over all events."""
+    return 0.5 * (p - q).abs().sum().item()
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, 5) for value in values.tolist()]
