@@ -1,0 +1,633 @@
+"""The bandit against closed forms, torch.optim.Adam, autograd, scipy and brute force over the win graph."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import scipy.optimize
+import torch
+from torch import Tensor
+
+from dapedu.bandit import (
+    DATASETS,
+    bradley_terry_rewards,
+    draw_batches,
+    ipo_optimum,
+    rlhf_optimum,
+    train_bandit,
+    win_graph,
+)
+from dapedu.evaluate import kl_divergence
+from dapedu.losses import dpo_loss, ipo_loss, slic_hf_loss, spin_loss
+
+torch.set_num_threads(1)
+
+STRENGTHS = [0.1, 0.5, 1.0]
+CYCLE_AND_MORE = [(0, 1), (0, 1), (1, 2), (2, 0)]  # {ab, ab, bc, ca}: every win lies on the cycle
+REFERENCE = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+
+
+def train(pairs, loss, strengths=STRENGTHS, **options):
+    """On the CPU wherever the tests run, with three responses unless said otherwise."""
+    return train_bandit(pairs, loss, strengths, **{"n_responses": 3, "device": "cpu"} | options)
+
+
+def dpo_through_autograd(
+    *, policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, beta
+):
+    return dpo_loss(
+        policy_chosen_logps=policy_chosen_logps,
+        policy_rejected_logps=policy_rejected_logps,
+        reference_chosen_logps=reference_chosen_logps,
+        reference_rejected_logps=reference_rejected_logps,
+        beta=beta,
+    )
+
+
+def ipo_through_autograd(
+    *, policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, anything
+):
+    """The strength may have any name."""
+    return ipo_loss(
+        policy_chosen_logps=policy_chosen_logps,
+        policy_rejected_logps=policy_rejected_logps,
+        reference_chosen_logps=reference_chosen_logps,
+        reference_rejected_logps=reference_rejected_logps,
+        tau=anything,
+    )
+
+
+def random_pairs(generator: np.random.Generator, n_responses: int, n_pairs: int) -> list[tuple[int, int]]:
+    return [tuple(generator.choice(n_responses, 2, replace=False).tolist()) for _ in range(n_pairs)]
+
+
+# ---- the paper's toy: ten seeds, 18,000 steps, batches of nine ----
+
+
+@pytest.fixture(scope="module")
+def toy() -> dict[tuple[str, str], Tensor]:
+    """Means over seeds of the final policies, shape (strengths, responses), for each dataset and loss."""
+    return {
+        (name, loss.__name__): train(pairs, loss, record_every=18_000).probabilities[:, :, -1].mean(dim=1)
+        for name, pairs in DATASETS.items()
+        for loss in (dpo_loss, ipo_loss)
+    }
+
+
+def test_toy_ipo_on_d1_ends_at_its_closed_form(toy):
+    """Oracle: π ∝ (e^{2/(3τ)}, e^{1/(3τ)}, 1), written out here."""
+    for policy, tau in zip(toy["D1", "ipo_loss"], STRENGTHS, strict=True):
+        expected = torch.softmax(torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64) / (3 * tau), dim=0)
+        torch.testing.assert_close(policy, expected, rtol=0, atol=0.01)
+
+
+def test_toy_dpo_on_d1_collapses_for_every_beta(toy):
+    """Oracle: arXiv:2310.12036, Figure 1: no finite optimum, everything goes to a."""
+    assert (toy["D1", "dpo_loss"][:, 0] > 0.99).all()
+
+
+def test_toy_dpo_on_d3_as_meant_gives_b_up_for_every_beta_and_ipo_does_not(toy):
+    """Oracle: Figure 2's description; IPO's π(b) = 1/(1 + 2e^{1/(2τ)}); the start is symmetric in a and c."""
+    dpo, ipo = toy["D3 as meant", "dpo_loss"], toy["D3 as meant", "ipo_loss"]
+    expected = torch.tensor([1 / (1 + 2 * math.exp(1 / (2 * tau))) for tau in STRENGTHS], dtype=torch.float64)
+    assert (dpo[:, 1] < 1e-4).all()
+    torch.testing.assert_close(ipo[:, 1], expected, rtol=0, atol=0.01)
+    for policies in (dpo, ipo):
+        torch.testing.assert_close(policies[:, 0], policies[:, 2], rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("loss", ["dpo_loss", "ipo_loss"])
+@pytest.mark.parametrize("name", ["D2", "D3 as printed"])
+def test_toy_stays_near_uniform_where_every_pair_is_answered(toy, name, loss):
+    """Oracle: the optimum is uniform by symmetry, and in the printed D3 c is in no pair.
+
+    So the printed D3 cannot show the collapse of Figure 2. At .1 even means of ten seeds wander.
+    """
+    torch.testing.assert_close(toy[name, loss][1:], torch.full((2, 3), 1 / 3, dtype=torch.float64), rtol=0, atol=0.03)
+
+
+def test_an_unseen_response_gets_no_gradient():
+    """Oracle: π(c)/π_ref(c) moves only by the normaliser: logit c stays at 0 while a and b move."""
+    run = train([(0, 1)], ipo_loss, [0.5], seeds=1, batch_size=None, steps=2000, reference=REFERENCE)
+    end = run.probabilities[0, 0, -1]
+    # IPO's optimum of one pair: h = 1/(2τ) = 1, shared equally: ½ and −½.
+    ratios = torch.tensor([math.exp(0.5), math.exp(-0.5), 1.0], dtype=torch.float64)
+    torch.testing.assert_close(end, REFERENCE * ratios / (REFERENCE * ratios).sum(), rtol=0, atol=1e-9)
+
+
+# ---- full batches: the closed forms to many digits ----
+
+
+@pytest.mark.parametrize("reference", [None, REFERENCE], ids=["uniform", "uneven"])
+@pytest.mark.parametrize("name", DATASETS)
+def test_ipo_with_full_batches_reaches_its_optimum(name, reference):
+    """Oracle: `ipo_optimum`, a least-squares solution that shares nothing with the training loop."""
+    run = train(DATASETS[name], ipo_loss, seeds=1, batch_size=None, steps=2000, reference=reference)
+    for policy, tau in zip(run.probabilities[:, 0, -1], STRENGTHS, strict=True):
+        expected = ipo_optimum(DATASETS[name], tau, n_responses=3, reference=reference)
+        torch.testing.assert_close(policy, expected, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("loss", [dpo_loss, spin_loss])
+@pytest.mark.parametrize("reference", [None, REFERENCE], ids=["uniform", "uneven"])
+def test_dpo_with_a_finite_optimum_reaches_rlhfs(loss, reference):
+    """Oracle: π_ref exp(r/β) with Bradley–Terry's rewards; by hand at β = .5: (.62, .12, .27)."""
+    rewards = bradley_terry_rewards(CYCLE_AND_MORE, n_responses=3)
+    run = train(CYCLE_AND_MORE, loss, seeds=1, batch_size=None, steps=6000, reference=reference)
+    for policy, beta in zip(run.probabilities[:, 0, -1], STRENGTHS, strict=True):
+        expected = rlhf_optimum(rewards, beta, reference=reference)
+        torch.testing.assert_close(policy, expected, rtol=0, atol=1e-6)
+    if reference is None:
+        by_hand = torch.tensor([0.62, 0.12, 0.27], dtype=torch.float64)
+        torch.testing.assert_close(run.probabilities[1, 0, -1], by_hand, rtol=0, atol=0.005)
+
+
+def test_larger_strengths_stay_nearer_the_reference():
+    """Oracle: β weighs KL(π‖π_ref); "β → 0 keeps the policy near the reference" is backwards."""
+    strengths = [0.2, 0.5, 1.0, 2.0, 5.0]
+    for loss in (dpo_loss, ipo_loss):
+        run = train(CYCLE_AND_MORE, loss, strengths, seeds=1, batch_size=None, steps=4000, reference=REFERENCE)
+        distances = kl_divergence(run.probabilities[:, 0, -1], REFERENCE)
+        assert (distances.diff() < -1e-4).all()
+        assert distances[-1] > 1e-4
+
+
+# ---- closed forms by hand ----
+
+
+@pytest.mark.parametrize(
+    ("tau", "expected"),
+    [(1.0, (0.448, 0.321, 0.230)), (0.5, (0.563, 0.289, 0.148)), (0.1, (0.964, 0.034, 0.001))],
+)
+def test_ipo_optimum_on_d1(tau, expected):
+    """Oracle: gaps of 1/(3τ): h_ab + h_bc = h_ac and each as near to 1/(2τ) as that allows; papers.md."""
+    policy = ipo_optimum(DATASETS["D1"], tau, n_responses=3)
+    assert policy.tolist() == pytest.approx(expected, abs=6e-4)
+    gaps = -policy.log().diff()
+    assert gaps.tolist() == pytest.approx([1 / (3 * tau)] * 2, abs=1e-12)
+
+
+def test_ipo_optimum_of_two_actions():
+    """Oracle: §5.3.1: π(y₁) = σ(1/(2τ)); .6225 at τ = 1."""
+    assert ipo_optimum([(0, 1)], 1.0, n_responses=2)[0].item() == pytest.approx(0.62245933, abs=1e-8)
+
+
+@pytest.mark.parametrize("tau", STRENGTHS)
+def test_ipo_optimum_on_d3_as_meant(tau):
+    """Oracle: a and c one target 1/(2τ) above b: π(b) = 1/(1 + 2e^{1/(2τ)})."""
+    a, b, c = ipo_optimum(DATASETS["D3 as meant"], tau, n_responses=3).tolist()
+    assert b == pytest.approx(1 / (1 + 2 * math.exp(1 / (2 * tau))), abs=1e-12)
+    assert a == pytest.approx(c, abs=1e-12)
+
+
+def test_ipo_optimum_counts_a_pair_as_often_as_it_stands():
+    """Oracle: {ab, ab, ba} has mean target (2 − 1)/3 · 1/(2τ), so π(a) = σ(1/(6τ)), times the reference."""
+    reference = torch.tensor([0.25, 0.75], dtype=torch.float64)
+    policy = ipo_optimum([(0, 1), (0, 1), (1, 0)], 0.5, n_responses=2, reference=reference)
+    log_odds = math.log(1 / 3) + 1 / 3
+    assert policy[0].item() == pytest.approx(1 / (1 + math.exp(-log_odds)), abs=1e-12)
+
+
+def test_ipo_optimum_of_a_disconnected_graph_is_the_nearest():
+    """Oracle: ridge regression (AᵀA + λI)d = Aᵀt with λ → 0, in numpy: the solution of least norm.
+
+    {ab} and {cd, ce} know nothing of each other, f is in no pair.
+    """
+    pairs, tau = [(0, 1), (2, 3), (2, 4)], 0.5
+    difference = np.zeros((3, 6))
+    for row, (winner, loser) in enumerate(pairs):
+        difference[row, winner], difference[row, loser] = 1, -1
+    ridge = difference.T @ difference + 1e-9 * np.eye(6)
+    log_ratios = np.linalg.solve(ridge, difference.T @ np.full(3, 1 / (2 * tau)))
+    expected = np.exp(log_ratios) / np.exp(log_ratios).sum()
+    policy = ipo_optimum(pairs, tau, n_responses=6)
+    np.testing.assert_allclose(policy.numpy(), expected, rtol=0, atol=1e-7)
+    assert policy[5].log().item() == pytest.approx(policy[:2].log().mean().item(), abs=1e-12)
+
+
+def test_rlhf_optimum_by_hand():
+    """Oracle: two responses: σ(logit π_ref + Δr/β); −∞ gives probability 0; every leading axis is kept."""
+    rewards = torch.tensor([[2.0, 0.0], [0.0, -math.inf]], dtype=torch.float64)
+    reference = torch.tensor([0.25, 0.75], dtype=torch.float64)
+    policies = rlhf_optimum(rewards, 0.5, reference=reference)
+    first = 1 / (1 + 3 * math.exp(-4))
+    expected = torch.tensor([[first, 1 - first], [1, 0]], dtype=torch.float64)
+    torch.testing.assert_close(policies, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("beta", [0.2, 1.0, 5.0])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_rlhf_optimum_maximises_reward_minus_kl(beta, seed):
+    """Oracle: scipy's SLSQP on the simplex, in numpy: E[r] − β Σ π log(π/π_ref)."""
+    generator = np.random.default_rng(seed)
+    rewards, reference = generator.normal(size=4), generator.dirichlet(np.full(4, 3.0))
+
+    def negative_objective(policy):
+        return beta * np.sum(policy * np.log(policy / reference)) - policy @ rewards
+
+    found = scipy.optimize.minimize(
+        negative_objective,
+        np.full(4, 0.25),
+        jac=lambda policy: beta * (np.log(policy / reference) + 1) - rewards,
+        bounds=[(1e-9, 1)] * 4,
+        constraints={"type": "eq", "fun": lambda policy: policy.sum() - 1, "jac": lambda policy: np.ones(4)},
+        method="SLSQP",
+        options={"ftol": 1e-14, "maxiter": 500},
+    )
+    assert found.success
+    policy = rlhf_optimum(torch.from_numpy(rewards), beta, reference=torch.from_numpy(reference))
+    np.testing.assert_allclose(policy.numpy(), found.x, rtol=0, atol=1e-5)
+    assert negative_objective(policy.numpy()) <= found.fun + 1e-12
+
+
+def test_rlhf_optimum_moves_to_the_reference_as_beta_grows():
+    """Oracle: monotone KL, → 0 for β → ∞ and → log 1/π_ref of the best for β → 0."""
+    rewards = torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)
+    betas = [1e-3, 0.1, 0.5, 1.0, 10.0, 1e4]
+    distances = torch.stack(
+        [kl_divergence(rlhf_optimum(rewards, beta, reference=REFERENCE), REFERENCE) for beta in betas]
+    )
+    assert (distances.diff() < 0).all()
+    assert distances[0].item() == pytest.approx(-math.log(0.2), abs=1e-9)
+    assert distances[-1].item() == pytest.approx(0, abs=1e-8)
+
+
+# ---- the win graph ----
+
+
+class Brute(NamedTuple):
+    finite: bool
+    unique: bool
+    mutual: list[list[bool]]  # whether i and j reach each other
+    undefeated: list[bool]
+
+
+def by_reachability(pairs, n_responses) -> Brute:
+    """Warshall's closure in plain Python; no strongly connected components."""
+    reach = [[i == j for j in range(n_responses)] for i in range(n_responses)]
+    for winner, loser in pairs:
+        reach[winner][loser] = True
+    everyone = range(n_responses)
+    for k in everyone:
+        for i in everyone:
+            for j in everyone:
+                reach[i][j] = reach[i][j] or (reach[i][k] and reach[k][j])
+    return Brute(
+        finite=all(reach[loser][winner] for winner, loser in pairs),
+        unique=all(all(row) for row in reach),
+        mutual=[[reach[i][j] and reach[j][i] for j in everyone] for i in everyone],
+        # Whoever beats i, at whatever remove, is also beaten by i.
+        undefeated=[all(reach[i][j] for j in everyone if reach[j][i]) for i in everyone],
+    )
+
+
+def ridge_fit(incidence: np.ndarray, ridge: float, start: np.ndarray) -> np.ndarray:
+    """Newton's method, halving steps, on Bradley–Terry's likelihood plus ridge/2 |r|²: always finite."""
+
+    def objective(rewards):
+        return np.logaddexp(0, -incidence @ rewards).sum() + ridge / 2 * rewards @ rewards
+
+    rewards = start
+    for _ in range(200):
+        lost = 1 / (1 + np.exp(incidence @ rewards))
+        gradient = ridge * rewards - incidence.T @ lost
+        hessian = (incidence.T * (lost * (1 - lost))) @ incidence + ridge * np.eye(len(rewards))
+        step = np.linalg.solve(hessian, gradient)
+        if np.abs(step).max() < 1e-9:
+            break
+        while objective(rewards - step) > objective(rewards) + 1e-15:
+            step = step / 2
+            if np.abs(step).max() < 1e-12:
+                break
+        rewards = rewards - step
+    return rewards
+
+
+@pytest.fixture(scope="module")
+def graphs():
+    """600 random datasets of every kind: 3 to 5 responses, 1 to 12 pairs."""
+    generator = np.random.default_rng(0)
+    drawn = []
+    for _ in range(600):
+        n_responses = int(generator.integers(3, 6))
+        drawn.append((random_pairs(generator, n_responses, int(generator.integers(1, 13))), n_responses))
+    return drawn
+
+
+def test_win_graph_is_that_of_brute_force(graphs):
+    """Oracle: `by_reachability`; all three kinds of dataset are among the graphs."""
+    kinds = set()
+    for pairs, n_responses in graphs:
+        graph, brute = win_graph(pairs, n_responses=n_responses), by_reachability(pairs, n_responses)
+        kinds.add((brute.finite, brute.unique))
+        assert (graph.has_finite_optimum, graph.is_unique) == (brute.finite, brute.unique), pairs
+        assert graph.undefeated == brute.undefeated, pairs
+        same_group = [[i == j for j in graph.groups] for i in graph.groups]
+        assert same_group == brute.mutual, pairs
+    assert kinds == {(False, False), (True, False), (True, True)}
+
+
+def test_win_graph_tells_whether_the_likelihood_has_a_maximum(graphs):
+    """Oracle: a ridge going from 1e-4 to 1e-8: the fit stays, or runs off by log 10⁴ ≈ 9 nats of margin.
+
+    Unique: the likelihood is curved in every direction but the constant one.
+    """
+    for pairs, n_responses in graphs:
+        incidence = np.zeros((len(pairs), n_responses))
+        for row, (winner, loser) in enumerate(pairs):
+            incidence[row, winner], incidence[row, loser] = 1, -1
+        coarse = ridge_fit(incidence, 1e-4, np.zeros(n_responses))
+        fine = ridge_fit(incidence, 1e-8, coarse)
+        graph = win_graph(pairs, n_responses=n_responses)
+        assert (np.abs(incidence @ (fine - coarse)).max() < 1) == graph.has_finite_optimum, pairs
+        if graph.has_finite_optimum:
+            won = 1 / (1 + np.exp(-incidence @ fine))
+            curvature = np.linalg.eigvalsh((incidence.T * (won * (1 - won))) @ incidence)
+            assert ((curvature > 1e-6).sum() == n_responses - 1) == graph.is_unique, pairs
+
+
+@pytest.mark.parametrize(
+    ("name", "finite", "unique", "undefeated"),
+    [
+        ("D1", False, False, [True, False, False]),
+        ("D2", True, True, [True, True, True]),
+        ("D3 as printed", True, False, [True, True, True]),
+        ("D3 as meant", False, False, [True, False, True]),
+    ],
+)
+def test_win_graph_of_the_papers_datasets(name, finite, unique, undefeated):
+    """Oracle: read off the pairs: a chain, a cycle, a two-cycle beside c, and b beaten by both."""
+    graph = win_graph(DATASETS[name], n_responses=3)
+    assert (graph.has_finite_optimum, graph.is_unique, graph.undefeated) == (finite, unique, undefeated)
+
+
+# ---- Bradley–Terry's rewards ----
+
+
+def test_bradley_terry_rewards_are_stationary(graphs):
+    """Oracle: the likelihood's own equations: in an undefeated group each response wins as often as expected.
+
+    Wins are counted and probabilities computed in plain Python; each group's mean is 0, the rest is −∞.
+    """
+    for pairs, n_responses in graphs:
+        rewards = bradley_terry_rewards(pairs, n_responses=n_responses).tolist()
+        brute = by_reachability(pairs, n_responses)
+        surplus = [0.0] * n_responses
+        for winner, loser in pairs:
+            if brute.undefeated[winner] and brute.mutual[winner][loser]:
+                lost = 1 / (1 + math.exp(rewards[winner] - rewards[loser]))
+                surplus[winner] += lost  # 1 observed − P expected
+                surplus[loser] -= lost
+        assert surplus == pytest.approx([0] * n_responses, abs=1e-6), pairs
+        for i in range(n_responses):
+            if brute.undefeated[i]:
+                group = [rewards[j] for j in range(n_responses) if brute.mutual[i][j]]
+                assert sum(group) == pytest.approx(0, abs=1e-6), pairs
+            else:
+                assert rewards[i] == -math.inf, pairs
+
+
+def test_bradley_terry_rewards_by_hand():
+    """Oracle: a beats b three times in four: r_a − r_b = log 3, and the mean is 0."""
+    rewards = bradley_terry_rewards([(0, 1)] * 3 + [(1, 0)], n_responses=2)
+    assert rewards.tolist() == pytest.approx([math.log(3) / 2, -math.log(3) / 2], abs=1e-8)
+
+
+def test_bradley_terry_rewards_recover_what_made_the_labels():
+    """Oracle: 4,000 labels by known rewards; three standard errors of a win rate near ½ are .05 nats."""
+    truth = torch.tensor([0.6, 0.1, -0.7], dtype=torch.float64)
+    generator = np.random.default_rng(0)
+    pairs = []
+    for i, j in random_pairs(generator, 3, 4000):
+        i_wins = generator.random() < 1 / (1 + math.exp(truth[j] - truth[i]))
+        pairs.append((i, j) if i_wins else (j, i))
+    torch.testing.assert_close(bradley_terry_rewards(pairs, n_responses=3), truth, rtol=0, atol=0.12)
+
+
+def test_the_limit_of_dpo_gives_nothing_to_the_defeated():
+    """Oracle: papers.md: D1 → a alone; D3 as meant → a and c share alike."""
+    for name, expected in {"D1": [1, 0, 0], "D3 as meant": [0.5, 0, 0.5]}.items():
+        limit = rlhf_optimum(bradley_terry_rewards(DATASETS[name], n_responses=3), 0.5)
+        assert limit.tolist() == pytest.approx(expected, abs=1e-9)
+
+
+# ---- the optimiser, the gradient and the batches ----
+
+
+@pytest.mark.parametrize(
+    ("known", "plain"), [(dpo_loss, dpo_through_autograd), (ipo_loss, ipo_through_autograd)], ids=["dpo", "ipo"]
+)
+@pytest.mark.parametrize("reference", [None, REFERENCE], ids=["uniform", "uneven"])
+def test_closed_form_gradient_is_autograds(known, plain, reference):
+    """Oracle: autograd through log-softmax and the public loss, over the first 200 steps."""
+    options = {"seeds": 3, "steps": 200, "record_every": 1, "reference": reference}
+    closed = train(CYCLE_AND_MORE, known, **options).probabilities
+    torch.testing.assert_close(closed, train(CYCLE_AND_MORE, plain, **options).probabilities, rtol=0, atol=1e-10)
+    assert (closed[..., -1, :] - closed[..., 0, :]).abs().max() > 0.05  # it went somewhere
+
+
+@pytest.mark.parametrize(("loss", "name"), [(dpo_loss, "beta"), (ipo_loss, "tau")], ids=["dpo", "ipo"])
+def test_training_is_that_of_torchs_adam(loss, name):
+    """Oracle: torch 2.13's Adam in a plain loop over one setting and one seed, on the same batches."""
+    pairs, steps, lr = DATASETS["D1"], 300, 0.03
+    run = train(pairs, loss, seeds=2, steps=steps, lr=lr, record_every=1, seed=5, reference=REFERENCE)
+    shares = draw_batches(len(pairs), seeds=2, steps=steps, seed=5)
+    theta = REFERENCE.log().requires_grad_()
+    optimiser = torch.optim.Adam([theta], lr=lr)
+    path = []
+    for step in range(steps):
+        logps = torch.log_softmax(theta, dim=0)
+        path.append(logps.detach().exp())
+        losses = torch.stack(
+            [
+                loss(
+                    policy_chosen_logps=logps[winner],
+                    policy_rejected_logps=logps[loser],
+                    reference_chosen_logps=REFERENCE.log()[winner],
+                    reference_rejected_logps=REFERENCE.log()[loser],
+                    **{name: 0.5},
+                )
+                for winner, loser in pairs
+            ]
+        )
+        optimiser.zero_grad()
+        (shares[step, 1] @ losses).backward()
+        optimiser.step()
+    path.append(torch.softmax(theta.detach(), dim=0))
+    torch.testing.assert_close(run.probabilities[1, 1], torch.stack(path), rtol=0, atol=1e-10)
+
+
+def test_batches_are_nine_draws_with_replacement():
+    """Oracle: shares are ninths that sum to 1, with the mean and the variance of a multinomial."""
+    shares = draw_batches(4, seeds=3, steps=5000)
+    assert shares.shape == (5000, 3, 4)
+    torch.testing.assert_close(shares.sum(dim=-1), torch.ones(5000, 3, dtype=torch.float64))
+    ninths = shares * 9
+    torch.testing.assert_close(ninths, ninths.round(), rtol=0, atol=1e-12)
+    flat = shares.flatten(0, 1)
+    assert flat.mean(dim=0).tolist() == pytest.approx([0.25] * 4, abs=0.005)  # 4 standard errors
+    assert flat.var(dim=0).tolist() == pytest.approx([0.25 * 0.75 / 9] * 4, rel=0.05)
+
+
+def test_a_full_batch_holds_every_pair_once():
+    """Oracle: 1/n each, at every step."""
+    shares = draw_batches(3, seeds=2, steps=5, batch_size=None)
+    torch.testing.assert_close(shares, torch.full((5, 2, 3), 1 / 3, dtype=torch.float64), rtol=0, atol=0)
+
+
+def test_seeds_repeat_and_do_not_depend_on_how_many_run():
+    """Oracle: run 2 of seeds 0, 1, 2 is run 0 of seed 2, and another seed is another run."""
+    options = {"steps": 50, "record_every": 10}
+    three = train(DATASETS["D1"], dpo_loss, seeds=3, **options).probabilities
+    again = train(DATASETS["D1"], dpo_loss, seeds=3, **options).probabilities
+    alone = train(DATASETS["D1"], dpo_loss, seeds=1, seed=2, **options).probabilities
+    torch.testing.assert_close(three, again, rtol=0, atol=0)
+    torch.testing.assert_close(three[:, 2:], alone, rtol=0, atol=1e-13)
+    assert (three[:, 0] - three[:, 1]).abs().max() > 1e-4
+
+
+def test_strengths_do_not_depend_on_which_others_run():
+    """Oracle: each strength alone."""
+    together = train(DATASETS["D1"], ipo_loss, seeds=2, steps=50).probabilities
+    for i, strength in enumerate(STRENGTHS):
+        alone = train(DATASETS["D1"], ipo_loss, [strength], seeds=2, steps=50).probabilities
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("steps", "record_every", "expected"),
+    [(10, 3, [0, 3, 6, 9, 10]), (10, 5, [0, 5, 10]), (10, 100, [0, 10]), (1, 1, [0, 1])],
+)
+def test_records_say_when_they_were_taken(steps, record_every, expected):
+    """Oracle: the steps by hand; the policies at those steps of a run that records every one."""
+    run = train(DATASETS["D1"], dpo_loss, seeds=2, steps=steps, record_every=record_every, reference=REFERENCE)
+    every = train(DATASETS["D1"], dpo_loss, seeds=2, steps=steps, record_every=1, reference=REFERENCE)
+    assert run.steps.tolist() == expected
+    assert run.probabilities.shape == (3, 2, len(expected), 3)
+    assert run.probabilities.dtype == torch.float64
+    torch.testing.assert_close(run.probabilities, every.probabilities[:, :, expected], rtol=0, atol=0)
+    torch.testing.assert_close(run.probabilities[:, :, 0], REFERENCE.expand(3, 2, 3), rtol=0, atol=1e-15)
+
+
+def test_one_step_of_adam_is_the_learning_rate():
+    """Oracle: Adam's first step is lr · sign(gradient), so log π(a)/π(b) grows by 2 lr."""
+    run = train([(0, 1)], dpo_loss, [0.5], seeds=1, steps=1, lr=0.01)
+    odds = run.probabilities[0, 0, 1, 0] / run.probabilities[0, 0, 1, 1]
+    assert odds.log().item() == pytest.approx(0.02, abs=1e-8)
+
+
+def test_inputs_stay_as_they_were():
+    """Oracle: copies made before."""
+    pairs, strengths, reference = list(DATASETS["D1"]), list(STRENGTHS), REFERENCE.clone()
+    train(pairs, ipo_loss, strengths, seeds=1, steps=3, reference=reference)
+    assert (pairs, strengths) == (DATASETS["D1"], STRENGTHS)
+    torch.testing.assert_close(reference, REFERENCE, rtol=0, atol=0)
+
+
+def test_the_papers_datasets():
+    """Oracle: arXiv:2310.12036, §5.4, winner first; the last is our reading of the third."""
+    assert DATASETS == {
+        "D1": [(0, 1), (1, 2), (0, 2)],
+        "D2": [(0, 1), (1, 2), (2, 0)],
+        "D3 as printed": [(0, 1), (1, 0)],
+        "D3 as meant": [(0, 1), (2, 1)],
+    }
+
+
+# ---- what a wrong call says ----
+
+TAKES_PAIRS = {
+    "train_bandit": lambda pairs: train(pairs, dpo_loss, steps=1),
+    "ipo_optimum": lambda pairs: ipo_optimum(pairs, 0.5, n_responses=3),
+    "bradley_terry_rewards": lambda pairs: bradley_terry_rewards(pairs, n_responses=3),
+    "win_graph": lambda pairs: win_graph(pairs, n_responses=3),
+}
+
+
+@pytest.mark.parametrize("name", TAKES_PAIRS)
+@pytest.mark.parametrize("pair", [(0, 3), (-1, 0), (1, 1), (0, 1, 2)])
+def test_a_pair_that_is_none_is_named(name, pair):
+    """Oracle: function, place, pair and range stand in the message."""
+    with pytest.raises(ValueError, match="pair 1") as error:
+        TAKES_PAIRS[name]([(0, 1), pair])
+    assert str(error.value) == (
+        f"{name}: pair 1 is {pair}, expected two different indices from 0 to 2 (n_responses is 3)"
+    )
+
+
+@pytest.mark.parametrize("name", TAKES_PAIRS)
+def test_no_pairs_at_all(name):
+    """Oracle: the function's name and what it wants."""
+    with pytest.raises(ValueError, match=rf"^{name}: pairs is empty, expected at least one"):
+        TAKES_PAIRS[name]([])
+
+
+TAKES_A_REFERENCE = {
+    "train_bandit": lambda reference: train([(0, 1)], dpo_loss, steps=1, reference=reference),
+    "ipo_optimum": lambda reference: ipo_optimum([(0, 1)], 0.5, n_responses=3, reference=reference),
+    "rlhf_optimum": lambda reference: rlhf_optimum(torch.zeros(3), 0.5, reference=reference),
+}
+
+
+@pytest.mark.parametrize("name", TAKES_A_REFERENCE)
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ([0.5, 0.5], r"reference has shape \(2,\), expected \(3,\)"),
+        ([0.5, 0.5, 0.0], r"reference is \[0.5, 0.5, 0.0\], expected positive probabilities"),
+        ([0.5, 0.7, -0.2], "expected positive probabilities"),
+        ([0.5, 0.5, 0.5], "expected positive probabilities that sum to 1"),
+        ([0.5, 0.5, math.nan], "expected positive probabilities"),
+    ],
+)
+def test_a_reference_that_is_none_is_named(name, reference, message):
+    """Oracle: function, argument and what is wrong with it."""
+    with pytest.raises(ValueError, match=f"^{name}: .*{message}"):
+        TAKES_A_REFERENCE[name](torch.tensor(reference))
+
+
+@pytest.mark.parametrize("value", [0, -1.0, math.nan])
+@pytest.mark.parametrize(
+    ("name", "argument", "call"),
+    [
+        ("ipo_optimum", "tau", lambda value: ipo_optimum([(0, 1)], value, n_responses=2)),
+        ("rlhf_optimum", "beta", lambda value: rlhf_optimum(torch.zeros(2), value)),
+    ],
+    ids=["ipo_optimum", "rlhf_optimum"],
+)
+def test_a_strength_of_a_closed_form_must_be_positive(name, argument, call, value):
+    """Oracle: function, argument, value and range stand in the message."""
+    with pytest.raises(ValueError, match=argument) as error:
+        call(value)
+    assert str(error.value) == f"{name}: {argument} is {value}, expected > 0"
+
+
+@pytest.mark.parametrize("strengths", [[], [0.5, 0.0], [-1.0]])
+@pytest.mark.parametrize("loss", [dpo_loss, dpo_through_autograd])
+def test_strengths_of_a_run_must_be_positive(loss, strengths):
+    """Oracle: function, argument, value and range stand in the message."""
+    with pytest.raises(ValueError, match="strengths") as error:
+        train([(0, 1)], loss, strengths, steps=1)
+    assert str(error.value) == f"train_bandit: strengths is {strengths}, expected one or more numbers > 0"
+
+
+@pytest.mark.parametrize("name", ["seeds", "steps", "record_every"])
+@pytest.mark.parametrize("value", [0, -2])
+def test_counts_must_be_positive(name, value):
+    """Oracle: function, argument, value and range stand in the message."""
+    with pytest.raises(ValueError, match=name) as error:
+        train([(0, 1)], dpo_loss, **{name: value})
+    assert str(error.value) == f"train_bandit: {name} is {value}, expected ≥ 1"
+
+
+def test_a_batch_must_not_be_empty():
+    """Oracle: argument, value and range stand in the message; None is the whole dataset."""
+    with pytest.raises(ValueError, match="batch_size is 0, expected ≥ 1 or None"):
+        train([(0, 1)], dpo_loss, steps=1, batch_size=0)
+
+
+def test_a_loss_of_another_signature_is_refused():
+    """Oracle: SLiC-HF has a target text and two strengths: it cannot be trained here, and must not seem to."""
+    with pytest.raises((TypeError, ValueError)):
+        train([(0, 1)], slic_hf_loss, steps=1)
