@@ -1,0 +1,40 @@
+// `bookReady` resolves once the page is laid out, its maths typeset and its boxes reachable: tests wait for it.
+window.bookReady = new Promise((resolve) => {
+  // Markup of the theme and of Sphinx that a screen reader would misread.
+  function mendRoles() {
+    // Buttons whose spoken name lacks the names inside them.
+    for (const button of document.querySelectorAll(".search-button-field")) button.removeAttribute("aria-label");
+    for (const button of document.querySelectorAll(".theme-switch-button"))
+      button.ariaLabel = "Color mode: Light, Dark or System Settings";
+    // A signature's parameters are set as a list of definitions without terms.
+    for (const part of document.querySelectorAll("dt.sig dl, dt.sig dd")) part.role = "presentation";
+    for (const entry of document.querySelectorAll(".citation-list > .citation")) entry.role = "listitem";
+  }
+
+  // A table keeps its own display, which carries its meaning for a screen reader; a box around it scrolls.
+  function boxTables() {
+    for (const table of document.querySelectorAll("article table")) {
+      const box = document.createElement("div");
+      box.className = "table-scroll";
+      table.replaceWith(box);
+      box.append(table);
+    }
+  }
+
+  // A box that scrolls sideways must be reachable from the keyboard; whether one does depends on the width.
+  function reachScrollingBoxes() {
+    for (const box of document.querySelectorAll("mjx-container, .highlight pre, .output, .table-scroll")) {
+      if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+      else box.removeAttribute("tabindex");
+    }
+  }
+
+  window.addEventListener("load", async () => {
+    mendRoles();
+    boxTables();
+    await window.MathJax?.startup?.promise;
+    reachScrollingBoxes();
+    window.addEventListener("resize", reachScrollingBoxes);
+    resolve();
+  });
+});
