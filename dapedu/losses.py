@@ -286,12 +286,23 @@ def spin_loss(
     return -F.logsigmoid(beta * margin)
 
 
-def _log_ratio_margin(function: str, **logps: Tensor) -> Tensor:
+def _log_ratio_margin(
+    function: str,
+    *,
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    reference_chosen_logps: Tensor,
+    reference_rejected_logps: Tensor,
+) -> Tensor:
     """h = (log π − log π_ref)(y_w) − (log π − log π_ref)(y_l) in nats, without β."""
-    _require_same_shape(function, **logps)
-    chosen_log_ratio = logps["policy_chosen_logps"] - logps["reference_chosen_logps"]
-    rejected_log_ratio = logps["policy_rejected_logps"] - logps["reference_rejected_logps"]
-    return chosen_log_ratio - rejected_log_ratio
+    _require_same_shape(
+        function,
+        policy_chosen_logps=policy_chosen_logps,
+        policy_rejected_logps=policy_rejected_logps,
+        reference_chosen_logps=reference_chosen_logps,
+        reference_rejected_logps=reference_rejected_logps,
+    )
+    return (policy_chosen_logps - reference_chosen_logps) - (policy_rejected_logps - reference_rejected_logps)
 
 
 def _require_same_shape(function: str, floating: set[str] | None = None, **tensors: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -61,48 +62,38 @@ def bandit_figures(
 def closed_forms(*, problems: int = 200, n_responses: int = 5, seed: int = 0) -> dict[str, Any]:
     """Every closed form of the two chapters against a numerical optimiser, on random problems."""
     rng = np.random.default_rng(seed)
-    worst = dict.fromkeys(("gibbs", "reward_margin", "dpo_population", "psi_identity"), 0.0)
-    for _ in range(problems):
-        rewards = torch.from_numpy(rng.normal(size=n_responses))
-        reference = torch.from_numpy(rng.dirichlet(np.full(n_responses, 2.0)))
-        beta = float(rng.uniform(0.3, 3))
-        optimum = rlhf_optimum(rewards, beta, reference=reference)
+    errors = [_closed_form_errors(rng, n_responses) for _ in range(problems)]
+    return {f"{name}_worst": float(f"{max(error[name] for error in errors):.2g}") for name in errors[0]}
 
-        # The objective itself, climbed without knowing the answer.
-        climbed = _maximise(
-            lambda policy, r=rewards, q=reference, b=beta: expected_reward(policy, r) - b * kl_divergence(policy, q),
-            reference,
-        )
-        worst["gibbs"] = max(worst["gibbs"], _distance(climbed, optimum))
 
-        # Z(x) cancels: margins of β log π*/π_ref are margins of r.
-        implicit = beta * (optimum / reference).log()
-        gap = (implicit[:, None] - implicit) - (rewards[:, None] - rewards)
-        worst["reward_margin"] = max(worst["reward_margin"], gap.abs().max().item())
+def _closed_form_errors(rng: np.random.Generator, n: int) -> dict[str, float]:
+    rewards = torch.from_numpy(rng.normal(size=n))
+    reference = torch.from_numpy(rng.dirichlet(np.full(n, 2.0)))
+    strength = float(rng.uniform(0.3, 3))
+    optimum = rlhf_optimum(rewards, strength, reference=reference)
 
-        # DPO's loss over every pair, each labelled as often as Bradley–Terry says.
-        wins = torch.sigmoid(rewards[:, None] - rewards)
-        fitted = _maximise(
-            lambda policy, w=wins, q=reference, b=beta: -_population_loss(policy, q, w, dpo_loss, beta=b),
-            reference,
-        )
-        worst["dpo_population"] = max(worst["dpo_population"], _distance(fitted, optimum))
+    def kl_term(policy: Tensor) -> Tensor:
+        return strength * kl_divergence(policy, reference)
 
-        # ΨPO with Ψ = identity, under any preferences at all, against IPO's loss over every pair.
-        upper = torch.from_numpy(rng.uniform(size=(n_responses, n_responses))).triu(1)
-        any_wins = upper + (1 - upper.T).tril(-1) + 0.5 * torch.eye(n_responses)
-        psi = _maximise(
-            lambda policy, p=any_wins, q=reference, t=beta: (
-                expected_reward(policy, p.mean(dim=1)) - t * kl_divergence(policy, q)
-            ),
-            reference,
-        )
-        regressed = _maximise(
-            lambda policy, p=any_wins, q=reference, t=beta: -_population_loss(policy, q, p, ipo_loss, tau=t),
-            reference,
-        )
-        worst["psi_identity"] = max(worst["psi_identity"], _distance(psi, regressed))
-    return {f"{name}_worst": float(f"{value:.2g}") for name, value in worst.items()}
+    # RLHF's objective, climbed without knowing the answer.
+    climbed = _maximise(lambda policy: expected_reward(policy, rewards) - kl_term(policy), reference)
+    # Z(x) cancels: the margins of β log π*/π_ref are the margins of r.
+    implicit = strength * (optimum / reference).log()
+    margin_gap = (implicit[:, None] - implicit) - (rewards[:, None] - rewards)
+    # DPO's loss over every pair, each labelled as often as Bradley–Terry says.
+    wins = torch.sigmoid(rewards[:, None] - rewards)
+    dpo = _maximise(lambda policy: -_population_loss(policy, reference, wins, dpo_loss, beta=strength), reference)
+    # ΨPO with Ψ = identity, for preferences that no reward explains, against IPO's loss over every pair.
+    upper = torch.from_numpy(rng.uniform(size=(n, n))).triu(1)
+    any_wins = upper + (1 - upper.T).tril(-1) + 0.5 * torch.eye(n)
+    psi = _maximise(lambda policy: expected_reward(policy, any_wins.mean(dim=1)) - kl_term(policy), reference)
+    ipo = _maximise(lambda policy: -_population_loss(policy, reference, any_wins, ipo_loss, tau=strength), reference)
+    return {
+        "gibbs": _total_variation(climbed, optimum),
+        "reward_margin": margin_gap.abs().max().item(),
+        "dpo_population": _total_variation(dpo, optimum),
+        "psi_identity": _total_variation(psi, ipo),
+    }
 
 
 def finite_data(
@@ -128,7 +119,7 @@ def finite_data(
             pairs = list(zip(np.where(first_wins, first, second), np.where(first_wins, second, first), strict=True))
             finite += win_graph(pairs, n_responses=n_responses).has_finite_optimum
             optimum = rlhf_optimum(bradley_terry_rewards(pairs, n_responses=n_responses), beta)
-            distances.append(_distance(optimum, target))
+            distances.append(_total_variation(optimum, target))
         mean, half_width = mean_interval(torch.tensor(distances))
         results[str(count)] = {
             "total_variation_mean": round(mean.item(), 4),
@@ -149,7 +140,7 @@ def displacement(*, beta: float = 0.1, lr: float = 0.1, steps: int = 200) -> dic
         "free": torch.eye(3, dtype=torch.float64),
         "shared": torch.tensor(SHARED_FEATURES, dtype=torch.float64),
     }.items():
-        logps = train_linear(features, beta=beta, lr=lr, steps=steps)
+        logps = train_linear(features, partial(dpo_loss, beta=beta), lr=lr, steps=steps)
         change = logps[-1] - logps[0]
         results[name] = {
             "chosen_change": round(change[0].item(), 4),
@@ -165,12 +156,12 @@ def displacement(*, beta: float = 0.1, lr: float = 0.1, steps: int = 200) -> dic
 SHARED_FEATURES = [[1.0, 1.0], [1.0, 0.0], [0.0, 3.0]]
 
 
-def train_linear(features: Tensor, *, beta: float, lr: float, steps: int) -> Tensor:
-    """Gradient descent on DPO's loss for the one pair 0 ≻ 1 in the model π ∝ exp(features θ).
+def train_linear(features: Tensor, loss: Callable[..., Tensor], *, lr: float, steps: int) -> Tensor:
+    """Gradient descent on the one pair 0 ≻ 1 in the model π ∝ exp(features θ), from the uniform reference.
 
     Args:
         features: one row a response, shape (n_responses, parameters).
-        beta: DPO's β.
+        loss: a function of the four keyword log-probabilities, its strength bound: `partial(dpo_loss, beta=0.1)`.
         lr: step size.
         steps: number of steps.
 
@@ -178,7 +169,7 @@ def train_linear(features: Tensor, *, beta: float, lr: float, steps: int) -> Ten
         log π before each step and at the end, shape (steps + 1, n_responses).
 
     Raises:
-        ValueError: beta is not positive.
+        ValueError: as the loss.
     """
     parameters = torch.zeros(features.shape[1], dtype=features.dtype, requires_grad=True)
     reference = torch.log_softmax(features @ parameters, dim=0).detach()
@@ -186,14 +177,13 @@ def train_linear(features: Tensor, *, beta: float, lr: float, steps: int) -> Ten
     for _ in range(steps):
         logps = torch.log_softmax(features @ parameters, dim=0)
         records.append(logps.detach())
-        loss = dpo_loss(
+        value = loss(
             policy_chosen_logps=logps[0],
             policy_rejected_logps=logps[1],
             reference_chosen_logps=reference[0],
             reference_rejected_logps=reference[1],
-            beta=beta,
         )
-        (gradient,) = torch.autograd.grad(loss, parameters)
+        (gradient,) = torch.autograd.grad(value, parameters)
         with torch.no_grad():
             parameters -= lr * gradient
     records.append(torch.log_softmax(features @ parameters, dim=0).detach())
@@ -315,7 +305,7 @@ def _maximise(objective: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
     return torch.softmax(torch.from_numpy(found.x), dim=0)
 
 
-def _distance(p: Tensor, q: Tensor) -> float:
+def _total_variation(p: Tensor, q: Tensor) -> float:
     """Total variation: the largest difference in probability over all events."""
     return 0.5 * (p - q).abs().sum().item()
 

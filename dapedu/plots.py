@@ -1,0 +1,136 @@
+"""The book's figures: one colour a method, two sizes, labels at the ends of lines."""
+
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from dapedu.evaluate import mean_interval
+
+# Okabe–Ito: told apart by readers with any colour vision, and in grey.
+COLORS = {
+    "DPO": "#0072B2",
+    "IPO": "#56B4E9",
+    "SLiC-HF": "#009E73",
+    "RRHF": "#E69F00",
+    "CLICK": "#CC79A7",
+    "SPIN": "#D55E00",
+    "PPO": "#000000",
+    "reference": "#7F7F7F",
+}
+WIDE, TALL = (7.2, 2.8), (7.2, 5.4)  # inches
+LINE_STYLES = ("-", "--", ":")  # of the responses a, b, c; of chosen, rejected, neither
+
+
+class BanditPanel(NamedTuple):
+    """One panel of `bandit_grid`: one dataset, method and strength, all its seeds."""
+
+    title: str
+    method: str  # a key of COLORS
+    probabilities: Tensor  # (seeds, records, n_responses)
+    steps: Tensor  # (records,)
+    limit: Tensor  # where π should end, shape (n_responses,)
+
+
+def use_style() -> None:
+    """Load the book's style; every notebook calls it once, before its first figure."""
+    plt.style.use(str(files("dapedu") / "book.mplstyle"))
+
+
+def bandit_grid(rows: Sequence[Sequence[BanditPanel]], *, names: Sequence[str] = "abc") -> Figure:
+    """Probability of each response over training, in rows of panels that share their axes.
+
+    Lines are means over the seeds, bands their 95 % intervals, diamonds the closed form.
+
+    Args:
+        rows: the panels, each row of the same length.
+        names: what the responses are called.
+
+    Returns:
+        The figure.
+    """
+    figure, axes = plt.subplots(
+        len(rows), len(rows[0]), figsize=TALL if len(rows) > 1 else WIDE, sharex=True, sharey=True, squeeze=False
+    )
+    for panels, row_axes in zip(rows, axes, strict=True):
+        for panel, axis in zip(panels, row_axes, strict=True):
+            _draw_panel(axis, panel, names)
+        row_axes[0].set_ylabel("probability")
+    for axis in axes[-1]:
+        axis.set_xlabel("step")
+    return figure
+
+
+def _draw_panel(axis: Axes, panel: BanditPanel, names: Sequence[str]) -> None:
+    mean, half_width = (part.numpy()[1:] for part in mean_interval(panel.probabilities))  # no step 0 on a log axis
+    steps, color = panel.steps.numpy()[1:], COLORS[panel.method]
+    for response, style in zip(range(len(names)), LINE_STYLES, strict=False):
+        center, spread = mean[:, response], half_width[:, response]
+        axis.plot(steps, center, style, color=color)
+        axis.fill_between(steps, center - spread, center + spread, color=color, alpha=0.25, linewidth=0)
+    axis.plot([steps[-1]] * len(names), panel.limit, "D", color="black", markersize=3.5, clip_on=False, zorder=3)
+    axis.set(title=panel.title, xscale="log", xlim=(steps[0], steps[-1]), ylim=(-0.03, 1.03))
+    label_ends(axis, steps[-1] * 1.25, mean[-1], names)
+
+
+def label_ends(axis: Axes, x: float, heights: Sequence[float], names: Sequence[str], *, gap: float = 0.09) -> None:
+    """Name lines at their right ends; names pushed apart that would overlap, joined where the lines do.
+
+    Args:
+        axis: where the lines are.
+        x: where the names start, in data units.
+        heights: where the lines end, in data units.
+        names: what to write.
+        gap: least distance of two names, as a share of the axis' height.
+    """
+    bottom, top = axis.get_ylim()
+    least = gap * (top - bottom)
+    labels: list[tuple[float, str]] = []  # lowest first; lines that end together share one
+    for index in np.argsort(heights, kind="stable"):
+        if labels and heights[index] - labels[-1][0] < 0.25 * least:
+            labels[-1] = (labels[-1][0], ", ".join(sorted([*labels[-1][1].split(", "), names[index]])))
+        else:
+            labels.append((float(heights[index]), names[index]))
+    places = [height for height, _ in labels]
+    for upper in range(1, len(places)):
+        places[upper] = max(places[upper], places[upper - 1] + least)
+    for place, (_, label) in zip(places, labels, strict=True):
+        axis.text(x, place, label, va="center", fontsize=8, clip_on=False)
+
+
+def simplex(axis: Axes, *, names: Sequence[str] = "abc") -> None:
+    """Draw the triangle whose points are the distributions over three responses.
+
+    Args:
+        axis: an empty axis.
+        names: the corners, where the response has probability 1: left, right, top.
+    """
+    corners = to_simplex(np.eye(3))
+    axis.fill(*corners.T, facecolor="#fafafa", edgecolor="#999999", linewidth=0.8, zorder=0)
+    for level in (0.25, 0.5, 0.75):
+        for corner in range(3):
+            ends = np.full((2, 3), 0.0)
+            ends[:, corner] = level
+            ends[0, (corner + 1) % 3] = ends[1, (corner + 2) % 3] = 1 - level
+            axis.plot(*to_simplex(ends).T, color="#e6e6e6", linewidth=0.6, zorder=1)
+    for (x, y), name, (dx, dy) in zip(corners, names, ((-8, -8), (8, -8), (0, 8)), strict=True):
+        axis.annotate(name, (x, y), xytext=(dx, dy), textcoords="offset points", ha="center", va="center")
+    axis.set(xlim=(-0.08, 1.08), ylim=(-0.08, 0.95), aspect="equal")
+    axis.axis("off")
+
+
+def to_simplex(probabilities: np.ndarray | Tensor) -> np.ndarray:
+    """Where distributions over three responses lie in the triangle of `simplex`.
+
+    Args:
+        probabilities: shape (..., 3).
+
+    Returns:
+        Coordinates, shape (..., 2).
+    """
+    return np.asarray(probabilities) @ np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(3) / 2]])
