@@ -55,11 +55,11 @@ clean: ## remove what was rendered and cached (not .venv)
 unit:
 	python -m pytest tests -m "not browser" -q
 
-# Sphinx warns about a page only when it reads it anew: after a failure its memory goes, or the next run
-# would pass on the same mistake.
+# From scratch each time, which takes seconds: Sphinx warns about a page only when it reads it anew, so a
+# second run would pass on the first one's mistake, and pages of removed chapters would linger.
 render:
-	@jupyter-book build book --config _config.yml --path-output . -W -n --keep-going --quiet >/dev/null \
-	  || { rm -rf _build/.doctrees; exit 1; }
+	@rm -rf _build
+	@jupyter-book build book --config _config.yml --path-output . -W -n --keep-going --quiet >/dev/null
 
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: this book needs Python 3.11 or newer (make PYTHON=/path/to/python3 …)"; exit 1; }

