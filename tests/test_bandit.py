@@ -1,5 +1,6 @@
 """The bandit against closed forms, torch.optim.Adam, autograd, scipy and brute force over the win graph."""
 
+import inspect
 import math
 from typing import NamedTuple
 
@@ -206,6 +207,20 @@ def test_ipo_optimum_of_a_disconnected_graph_is_the_nearest():
     assert policy[5].log().item() == pytest.approx(policy[:2].log().mean().item(), abs=1e-12)
 
 
+def test_adam_ends_at_an_optimum_of_a_disconnected_graph_but_not_at_the_nearest():
+    """Oracle: every margin is 1/(2τ) = 1, IPO's loss 0; Adam's first steps all have one size, whoever moves.
+
+    So c, who must rise above two, does not rise by more than they fall, and the level of {c, d, e} drifts.
+    """
+    pairs = [(0, 1), (2, 3), (2, 4)]
+    run = train(pairs, ipo_loss, [0.5], n_responses=5, seeds=1, batch_size=None, steps=4000)
+    end, nearest = run.probabilities[0, 0, -1].log(), ipo_optimum(pairs, 0.5, n_responses=5).log()
+    for policy in (end, nearest):
+        margins = [(policy[winner] - policy[loser]).item() for winner, loser in pairs]
+        assert margins == pytest.approx([1, 1, 1], abs=1e-8)
+    assert ((nearest[0] - nearest[2]) - (end[0] - end[2])).abs() > 0.1
+
+
 def test_rlhf_optimum_by_hand():
     """Oracle: two responses: σ(logit π_ref + Δr/β); −∞ gives probability 0; every leading axis is kept."""
     rewards = torch.tensor([[2.0, 0.0], [0.0, -math.inf]], dtype=torch.float64)
@@ -394,6 +409,18 @@ def test_bradley_terry_rewards_by_hand():
     assert rewards.tolist() == pytest.approx([math.log(3) / 2, -math.log(3) / 2], abs=1e-8)
 
 
+def test_bradley_terry_rewards_of_groups_that_never_met():
+    """Oracle: {ab, ab, ba} and {cd, dc}: ±½ log 2 and 0, 0; by β = 1 the policy is ∝ (√2, 1/√2, 1, 1).
+
+    The level between the two groups is nowhere in the data: a solver that drifts along it changes the policy.
+    """
+    pairs = [(0, 1), (0, 1), (1, 0), (2, 3), (3, 2)]
+    rewards = bradley_terry_rewards(pairs, n_responses=4)
+    assert rewards.tolist() == pytest.approx([math.log(2) / 2, -math.log(2) / 2, 0, 0], abs=1e-8)
+    ratios = torch.tensor([2**0.5, 0.5**0.5, 1, 1], dtype=torch.float64)
+    torch.testing.assert_close(rlhf_optimum(rewards, 1.0), ratios / ratios.sum(), rtol=0, atol=1e-8)
+
+
 def test_bradley_terry_rewards_recover_what_made_the_labels():
     """Oracle: 4,000 labels by known rewards; three standard errors of a win rate near ½ are .05 nats."""
     truth = torch.tensor([0.6, 0.1, -0.7], dtype=torch.float64)
@@ -416,7 +443,9 @@ def test_the_limit_of_dpo_gives_nothing_to_the_defeated():
 
 
 @pytest.mark.parametrize(
-    ("known", "plain"), [(dpo_loss, dpo_through_autograd), (ipo_loss, ipo_through_autograd)], ids=["dpo", "ipo"]
+    ("known", "plain"),
+    [(dpo_loss, dpo_through_autograd), (spin_loss, dpo_through_autograd), (ipo_loss, ipo_through_autograd)],
+    ids=["dpo", "spin", "ipo"],
 )
 @pytest.mark.parametrize("reference", [None, REFERENCE], ids=["uniform", "uneven"])
 def test_closed_form_gradient_is_autograds(known, plain, reference):
@@ -468,6 +497,26 @@ def test_batches_are_nine_draws_with_replacement():
     flat = shares.flatten(0, 1)
     assert flat.mean(dim=0).tolist() == pytest.approx([0.25] * 4, abs=0.005)  # 4 standard errors
     assert flat.var(dim=0).tolist() == pytest.approx([0.25 * 0.75 / 9] * 4, rel=0.05)
+
+
+def test_defaults_are_the_papers():
+    """Oracle: arXiv:2310.12036, §5.4; `draw_batches` starts from the same seed as a run."""
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(train_bandit).parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+    paper = {"seeds": 10, "steps": 18_000, "lr": 0.01, "batch_size": 9}
+    assert defaults == paper | {"reference": None, "record_every": 100, "seed": 0, "device": None}
+    explicit = draw_batches(4, seeds=1, steps=20, batch_size=9, seed=0)
+    torch.testing.assert_close(draw_batches(4, seeds=1, steps=20), explicit, rtol=0, atol=0)
+
+
+def test_a_batch_of_one_holds_one_pair():
+    """Oracle: one share is 1, the others 0, and every pair has its turn."""
+    shares = draw_batches(3, seeds=1, steps=50, batch_size=1)
+    assert shares.sort(dim=-1).values.unique(dim=0).tolist() == [[[0, 0, 1]]]
+    assert (shares.sum(dim=0) > 0).all()
 
 
 def test_a_full_batch_holds_every_pair_once():
@@ -603,7 +652,7 @@ def test_a_strength_of_a_closed_form_must_be_positive(name, argument, call, valu
     assert str(error.value) == f"{name}: {argument} is {value}, expected > 0"
 
 
-@pytest.mark.parametrize("strengths", [[], [0.5, 0.0], [-1.0]])
+@pytest.mark.parametrize("strengths", [[], [0.5, 0.0], [-1.0], [0.5, math.nan]])
 @pytest.mark.parametrize("loss", [dpo_loss, dpo_through_autograd])
 def test_strengths_of_a_run_must_be_positive(loss, strengths):
     """Oracle: function, argument, value and range stand in the message."""
@@ -628,6 +677,6 @@ def test_a_batch_must_not_be_empty():
 
 
 def test_a_loss_of_another_signature_is_refused():
-    """Oracle: SLiC-HF has a target text and two strengths: it cannot be trained here, and must not seem to."""
-    with pytest.raises((TypeError, ValueError)):
+    """Oracle: SLiC-HF has a target text and two strengths; the message says what it takes and what it should."""
+    with pytest.raises(ValueError, match=r"^train_bandit: loss takes .*delta, sft_weight, expected .* one strength"):
         train([(0, 1)], slic_hf_loss, steps=1)

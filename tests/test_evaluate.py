@@ -39,6 +39,19 @@ def test_expected_reward_is_the_mean_over_samples():
     assert ((sampled.mean(0) - exact).abs() < 5 * sampled.std(0) / 200_000**0.5).all()
 
 
+def test_what_never_happens_costs_nothing():
+    """Oracle: 0 · (−∞) = 0: `rlhf_optimum` gives an undefended response reward −∞ and probability 0.
+
+    With any probability at all the expectation is −∞; a finite reward keeps its gradient at probability 0.
+    """
+    rewards = torch.tensor([1.0, 3.0, -math.inf], dtype=torch.float64)
+    policies = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [0.9, 0.0, 0.1]], dtype=torch.float64)
+    assert expected_reward(policies, rewards).tolist() == [2, 1, -math.inf]
+    policy = policies[1, :2].clone().requires_grad_()
+    (slopes,) = torch.autograd.grad(expected_reward(policy, rewards[:2]), policy)
+    assert slopes.tolist() == [1, 3]
+
+
 def test_expected_reward_refuses_another_number_of_responses():
     """Oracle: three probabilities, two rewards."""
     with pytest.raises(RuntimeError):
@@ -159,3 +172,11 @@ def test_one_seed_has_no_interval():
     with pytest.raises(ValueError, match="values") as error:
         mean_interval(torch.zeros(4, 1), dim=1)
     assert str(error.value) == "mean_interval: values has 1 along axis 1, expected at least 2 seeds"
+
+
+@pytest.mark.parametrize("level", [0, 1, 95, -0.5, math.nan])
+def test_a_level_is_between_0_and_1(level):
+    """Oracle: 95 for .95 gives NaN, 1 gives ∞, a negative one an interval turned inside out."""
+    with pytest.raises(ValueError, match="level") as error:
+        mean_interval(torch.zeros(5), level=level)
+    assert str(error.value) == f"mean_interval: level is {level}, expected between 0 and 1"

@@ -287,8 +287,12 @@ def test_a_completion_cannot_start_at_position_0(function):
             {"completion_mask": torch.ones(1, 6, dtype=torch.bool)},
             "token_logps: completion_mask has shape (1, 6), expected (2, 6)",
         ),
+        (
+            {"completion_mask": torch.zeros(6, dtype=torch.bool)},
+            "token_logps: completion_mask has shape (6,), expected (2, 6)",
+        ),
     ],
-    ids=["no batch axis", "shifted logits", "short ids", "mask that would broadcast"],
+    ids=["no batch axis", "shifted logits", "short ids", "mask that would broadcast", "mask of one row"],
 )
 def test_shapes_that_do_not_fit_are_named(function, change, message):
     """Oracle: argument and both shapes stand in the message."""
