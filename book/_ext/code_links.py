@@ -32,19 +32,27 @@ def prose(lines: list[str]) -> Iterator[int]:
 
 def link_sources(app: Sphinx, what, name, obj, options, lines: list[str]) -> None:
     for i in prose(lines):
-        line = lines[i].replace("|", r"\|")  # |y| is a length here, not reStructuredText's substitution
+        # |y| is a length here, not reStructuredText's substitution.
+        line = lines[i].replace("|", r"\|")
         line = ARXIV.sub(r"`arXiv:\1 <https://arxiv.org/abs/\1>`__", line)
-        lines[i] = BOOK.sub(
-            lambda m: "Book: equation " + ", ".join(f":eq:`{label}`" for label in m[1].split(", ")), line
-        )
+        lines[i] = BOOK.sub(link_equations, line)
 
 
-def keep_plain(app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: Element) -> Element | None:
+def link_equations(book: re.Match) -> str:
+    return "Book: equation " + ", ".join(
+        f":eq:`{label}`" for label in book[1].split(", ")
+    )
+
+
+def keep_plain(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: Element
+) -> Element | None:
     """Backticks in a docstring (default role py:obj) link where there is a target and are code elsewhere."""
     return contnode if node.get("reftype") == "obj" else None
 
 
 def setup(app: Sphinx) -> dict:
-    app.connect("autodoc-process-docstring", link_sources, priority=900)  # after napoleon
+    after_napoleon = 900
+    app.connect("autodoc-process-docstring", link_sources, priority=after_napoleon)
     app.connect("missing-reference", keep_plain)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

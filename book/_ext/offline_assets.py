@@ -44,7 +44,9 @@ def stage(folder: Path) -> None:
     for pattern, target in ASSETS.items():
         sources = sorted(NODE_MODULES.glob(pattern))
         if not sources:
-            raise ExtensionError(f"node_modules/{pattern} is missing; fetch it with: .venv/bin/npm ci")
+            raise ExtensionError(
+                f"node_modules/{pattern} is missing; fetch it with: .venv/bin/npm ci"
+            )
         (vendor / target).mkdir(parents=True, exist_ok=True)
         for source in sources:
             copy = shutil.copytree if source.is_dir() else shutil.copy
@@ -61,17 +63,21 @@ def use_staged_assets(app: Sphinx, config: Config) -> None:
         "vendor/require.js": {},
         "vendor/require-config.js": {},
         # A widget whose code is not staged must fail here, not be fetched from a CDN.
-        "vendor/html-manager/embed-amd.js": {"data-jupyter-widgets-cdn": "/_static/vendor/missing/"},
+        "vendor/html-manager/embed-amd.js": {
+            "data-jupyter-widgets-cdn": "/_static/vendor/missing/"
+        },
     }
 
 
 def drop_thebe(app, pagename, templatename, context, doctree) -> None:
     """Jupyter Book always loads sphinx-thebe, whose script comes from a CDN and is not used here."""
-    context["script_files"] = [
-        script
-        for script in context.get("script_files", [])
-        if "thebe" not in (str(script.filename or "") + (script.attributes.get("body") or "")).lower()
-    ]
+
+    def is_thebe(script) -> bool:
+        text = f"{script.filename or ''} {script.attributes.get('body') or ''}"
+        return "thebe" in text.lower()
+
+    scripts = context.get("script_files", [])
+    context["script_files"] = [script for script in scripts if not is_thebe(script)]
 
 
 def setup(app: Sphinx) -> dict:

@@ -3,7 +3,8 @@ window.bookReady = new Promise((resolve) => {
   // Markup of the theme and of Sphinx that a screen reader would misread.
   function mendRoles() {
     // Buttons whose spoken name lacks the names inside them.
-    for (const button of document.querySelectorAll(".search-button-field")) button.removeAttribute("aria-label");
+    for (const button of document.querySelectorAll(".search-button-field, summary"))
+      button.removeAttribute("aria-label");
     for (const button of document.querySelectorAll(".theme-switch-button"))
       button.ariaLabel = "Color mode: Light, Dark or System Settings";
     // A signature's parameters are set as a list of definitions without terms.
