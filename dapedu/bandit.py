@@ -89,7 +89,7 @@ def train_bandit(
     Source: arXiv:2310.12036, §5.4. Book: eq-ipo-bandit.
     """
     pairs = _checked_pairs("train_bandit", pairs, n_responses)
-    if not strengths or min(strengths) <= 0:
+    if not strengths or not all(value > 0 for value in strengths):  # false for NaN too
         raise ValueError(f"train_bandit: strengths is {list(strengths)}, expected one or more numbers > 0")
     for name, count in {"seeds": seeds, "steps": steps, "record_every": record_every}.items():
         if count < 1:
@@ -150,7 +150,7 @@ def draw_batches(n_pairs: int, *, seeds: int, steps: int, batch_size: int | None
         generator = torch.Generator().manual_seed(seed + column)
         drawn = torch.randint(n_pairs, (steps, batch_size), generator=generator)
         for pair in range(n_pairs):
-            shares[:, column, pair] = (drawn == pair).sum(dim=1) / batch_size
+            shares[:, column, pair] = (drawn == pair).sum(dim=1, dtype=torch.float64) / batch_size
     return shares
 
 
@@ -158,7 +158,7 @@ def ipo_optimum(pairs: Pairs, tau: float, *, n_responses: int, reference: Tensor
     """The policy that minimises IPO's loss over the pairs: a least-squares problem with a closed form.
 
     Responses that no chain of comparisons connects leave the optimum open; the one nearest to the
-    reference (the log-ratios of least norm) is returned.
+    reference (the log-ratios of least norm) is returned, where a training run may end at another.
 
     Args:
         pairs: (winner, loser) indices.
@@ -206,11 +206,12 @@ def rlhf_optimum(rewards: Tensor, beta: float, *, reference: Tensor | None = Non
 
 
 def bradley_terry_rewards(pairs: Pairs, *, n_responses: int) -> Tensor:
-    """The maximum-likelihood rewards of Bradley–Terry; `rlhf_optimum` of them is where DPO tends to.
+    """The maximum-likelihood rewards of Bradley–Terry; `rlhf_optimum` of them is DPO's optimum.
 
-    Where no finite maximum exists (see `win_graph`) this is the limit of the fits: a group of responses
-    that another group beats without ever losing to it, directly or through others, gets −∞. What the data
-    leave open, the level between undefeated groups, is set so that each group's rewards have mean 0.
+    Where no finite maximum exists (see `win_graph`) this is a limit of fits: a group of responses that
+    another group beats without ever losing to it, directly or through others, gets −∞, and DPO tends to
+    `rlhf_optimum` of that if one group is undefeated. The level between several undefeated groups is not
+    decided by the likelihood (in training, by counts and optimiser): here each group's rewards have mean 0.
 
     Args:
         pairs: (winner, loser) indices.
@@ -239,10 +240,12 @@ def bradley_terry_rewards(pairs: Pairs, *, n_responses: int) -> Tensor:
             win = scipy.special.expit(incidence @ rewards)
             return (incidence.T * (win * (1 - win))) @ incidence
 
-        # The gradient sums to 0 within each group, so from 0 on every iterate keeps each group's mean at 0.
         rewards = scipy.optimize.minimize(
             loss_and_gradient, rewards, jac=True, hess=hessian, method="trust-exact", tol=1e-10
         ).x
+        # The data leave each group's level open, and the solver drifts along it, to other policies.
+        same_group = np.equal.outer(graph.groups, graph.groups).astype(float)
+        rewards = rewards - same_group @ rewards / same_group.sum(axis=1)
     rewards[~np.array(graph.undefeated)] = -np.inf
     return torch.from_numpy(rewards)
 
@@ -288,6 +291,8 @@ _SLOPES: dict[Callable[..., Tensor], Callable[[Tensor, Tensor], Tensor]] = {
     ipo_loss: lambda margins, tau: margins.sub_(1 / (2 * tau)).mul_(2),  # 2(h − 1/(2τ))
 }
 
+_LOGPS = ("policy_chosen_logps", "policy_rejected_logps", "reference_chosen_logps", "reference_rejected_logps")
+
 _Gradient = Callable[[Tensor, Tensor], Tensor]  # log-ratios and shares of the batch → gradient
 
 
@@ -304,7 +309,10 @@ def _closed_form_gradient(slope: Callable[[Tensor, Tensor], Tensor], strength: T
 def _autograd_gradient(loss: Callable[..., Tensor], strength: Tensor, pairs: Pairs, log_reference: Tensor) -> _Gradient:
     """The same for any loss, through its public signature."""
     names = list(inspect.signature(loss).parameters)
-    (strength_name,) = [name for name in names if not name.endswith("_logps")]
+    strength_names = [name for name in names if name not in _LOGPS]
+    if len(strength_names) != 1 or len(names) != 1 + len(_LOGPS):
+        raise ValueError(f"train_bandit: loss takes {', '.join(names)}, expected {', '.join(_LOGPS)} and one strength")
+    (strength_name,) = strength_names
     winners, losers = (list(side) for side in zip(*pairs, strict=True))
 
     def gradient(log_ratios: Tensor, shares: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ def expected_reward(probabilities: Tensor, rewards: Tensor) -> Tensor:
 
     Source: arXiv:2305.18290, Eq. 3, first term.
     """
-    return (probabilities * rewards).sum(dim=-1)
+    never = (probabilities == 0) & rewards.isinf()  # 0 · (−∞) = 0: what never happens costs nothing
+    return (probabilities * torch.where(never, 0, rewards)).sum(dim=-1)
 
 
 def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
@@ -54,10 +55,12 @@ def mean_interval(values: Tensor, *, dim: int = 0, level: float = 0.95) -> tuple
         Mean and half-width, each of values' shape without `dim`.
 
     Raises:
-        ValueError: fewer than two seeds, of which no spread can be told.
+        ValueError: fewer than two seeds, of which no spread can be told, or level is not between 0 and 1.
     """
     n = values.shape[dim]
     if n < 2:
         raise ValueError(f"mean_interval: values has {n} along axis {dim}, expected at least 2 seeds")
+    if not 0 < level < 1:
+        raise ValueError(f"mean_interval: level is {level}, expected between 0 and 1")
     quantile = scipy.stats.t.ppf(0.5 + level / 2, df=n - 1)
     return values.mean(dim=dim), quantile * values.std(dim=dim) / n**0.5

@@ -77,9 +77,9 @@ def mean_logps(*, logits: Tensor, input_ids: Tensor, completion_mask: Tensor) ->
 
     Source: arXiv:2304.05302, §3.1 (the p_i of RRHF).
     """
+    sums = sequence_logps(logits=logits, input_ids=input_ids, completion_mask=completion_mask)
     lengths = completion_mask.bool().sum(dim=1)
     if (lengths == 0).any():
         rows = (lengths == 0).nonzero().flatten().tolist()
         raise ValueError(f"mean_logps: the completions of rows {rows} are empty, so they have no mean")
-    sums = sequence_logps(logits=logits, input_ids=input_ids, completion_mask=completion_mask)
     return sums / lengths

@@ -87,13 +87,16 @@ def dpo_loss(
 
     ::
 
-        loss = −log σ(β h),   h = log π(y_w|x)/π_ref(y_w|x) − log π(y_l|x)/π_ref(y_l|x)
+        loss = −log σ(β h)
+           h = log π(y_w|x)/π_ref(y_w|x) − log π(y_l|x)/π_ref(y_l|x)
 
     Args:
-        policy_chosen_logps, policy_rejected_logps: summed log-probabilities under the policy, nats,
-            shape (pairs,).
-        reference_chosen_logps, reference_rejected_logps: the same under the frozen reference.
-        beta: KL weight β, > 0; a larger one keeps the policy nearer the reference.
+        policy_chosen_logps, policy_rejected_logps: summed log-probabilities
+            under the policy, nats, shape (pairs,).
+        reference_chosen_logps, reference_rejected_logps: the same under the
+            frozen reference.
+        beta: KL weight β, > 0; a larger one keeps the policy nearer the
+            reference.
 
     Returns:
         Loss per pair in nats, shape (pairs,), not averaged.
@@ -127,14 +130,18 @@ def ipo_loss(
 
     ::
 
-        loss = (h − 1/(2τ))²,   h = log π(y_w|x)/π_ref(y_w|x) − log π(y_l|x)/π_ref(y_l|x)
+        loss = (h − 1/(2τ))²
+           h = log π(y_w|x)/π_ref(y_w|x) − log π(y_l|x)/π_ref(y_l|x)
 
     Args:
-        policy_chosen_logps, policy_rejected_logps: summed log-probabilities under the policy, nats,
-            shape (pairs,). Passing mean log-probabilities (`dapedu.logps.mean_logps`) in all four
-            places gives the length-normalised variant that TRL ships.
-        reference_chosen_logps, reference_rejected_logps: the same under the frozen reference.
-        tau: KL weight τ, > 0; a larger one keeps the policy nearer the reference.
+        policy_chosen_logps, policy_rejected_logps: summed log-probabilities
+            under the policy, nats, shape (pairs,). Mean log-probabilities
+            (`dapedu.logps.mean_logps`) in all four places give the
+            length-normalised variant that TRL ships.
+        reference_chosen_logps, reference_rejected_logps: the same under the
+            frozen reference.
+        tau: KL weight τ, > 0; a larger one keeps the policy nearer the
+            reference.
 
     Returns:
         Loss per pair in nats², shape (pairs,), not averaged.
@@ -257,7 +264,8 @@ def spin_loss(
 
     ::
 
-        loss = −log σ(λ h),   h = log π(y|x)/π_t(y|x) − log π(y'|x)/π_t(y'|x),   y' ~ π_t
+        loss = −log σ(λ h),   y' ~ π_t
+           h = log π(y|x)/π_t(y|x) − log π(y'|x)/π_t(y'|x)
 
     Args:
         policy_chosen_logps, policy_rejected_logps: summed log-probabilities of the real and of the
