@@ -53,7 +53,7 @@ def run(name: str) -> Path:
     record = {
         "experiment": name,
         "command": f"dapedu results {name}",
-        "settings": {key: parameter.default for key, parameter in inspect.signature(function).parameters.items()},
+        "settings": settings_of(function),
         "commit": _commit(),
         "machine": {
             "processor": platform.machine(),
@@ -70,6 +70,18 @@ def run(name: str) -> Path:
     partial.write_text(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf8")
     partial.replace(path)
     return path
+
+
+def settings_of(function: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """An experiment's settings: the defaults of its keywords.
+
+    Args:
+        function: a value of `EXPERIMENTS`.
+
+    Returns:
+        Names and values.
+    """
+    return {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
 
 
 def load(name: str) -> dict[str, Any]:
