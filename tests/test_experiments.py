@@ -34,8 +34,8 @@ def test_finite_data_gets_nearer_with_more_comparisons():
 
 def test_displacement_lowers_the_chosen_only_with_shared_features():
     results = bandit.displacement(steps=50)
-    assert results["free"]["chosen_change"] > 0 > results["shared"]["chosen_change"]
-    assert results["shared"]["margin_change"] > 0
+    assert results["DPO free"]["chosen_change"] > 0 > results["DPO shared"]["chosen_change"]
+    assert results["DPO shared"]["margin_change"] > 0
 
 
 def test_reverse_kl_stays_bounded_where_the_forward_one_does_not():

@@ -39,14 +39,10 @@ def link_sources(app: Sphinx, what, name, obj, options, lines: list[str]) -> Non
 
 
 def link_equations(book: re.Match) -> str:
-    return "Book: equation " + ", ".join(
-        f":eq:`{label}`" for label in book[1].split(", ")
-    )
+    return "Book: equation " + ", ".join(f":eq:`{label}`" for label in book[1].split(", "))
 
 
-def keep_plain(
-    app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: Element
-) -> Element | None:
+def keep_plain(app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: Element) -> Element | None:
     """Backticks in a docstring (default role py:obj) link where there is a target and are code elsewhere."""
     return contnode if node.get("reftype") == "obj" else None
 

@@ -44,9 +44,7 @@ def stage(folder: Path) -> None:
     for pattern, target in ASSETS.items():
         sources = sorted(NODE_MODULES.glob(pattern))
         if not sources:
-            raise ExtensionError(
-                f"node_modules/{pattern} is missing; fetch it with: .venv/bin/npm ci"
-            )
+            raise ExtensionError(f"node_modules/{pattern} is missing; fetch it with: .venv/bin/npm ci")
         (vendor / target).mkdir(parents=True, exist_ok=True)
         for source in sources:
             copy = shutil.copytree if source.is_dir() else shutil.copy
@@ -63,9 +61,7 @@ def use_staged_assets(app: Sphinx, config: Config) -> None:
         "vendor/require.js": {},
         "vendor/require-config.js": {},
         # A widget whose code is not staged must fail here, not be fetched from a CDN.
-        "vendor/html-manager/embed-amd.js": {
-            "data-jupyter-widgets-cdn": "/_static/vendor/missing/"
-        },
+        "vendor/html-manager/embed-amd.js": {"data-jupyter-widgets-cdn": "/_static/vendor/missing/"},
     }
 
 

@@ -30,8 +30,8 @@ CLAIMS = (
         claimed_by=f"{_SOURCE}; arXiv:2305.18290, §4",
         statement="Minimising DPO's loss needs no reward model and reaches RLHF's optimum.",
         remark=(
-            "The conditions: every pair of responses is compared, without end, in Bradley–Terry's proportions. On a "
-            "finite sample DPO goes to the optimum for the rewards that fit the sample, and is as wrong as they are."
+            "The conditions: every pair of responses is compared, Bradley–Terry holds, and comparisons are without "
+            "number. On a finite sample DPO reaches the optimum for the rewards that fit the sample, not the true ones."
         ),
         evidence=("closed_forms", "finite_data"),
         numbers=lambda results: {
@@ -40,8 +40,8 @@ CLAIMS = (
             "many": results["finite_data"]["10000"]["total_variation_mean"],
         },
         measured=(
-            "total variation to RLHF's optimum below {population:.0e} on the population loss; on samples of five "
-            "responses, mean of 500 datasets, {few:.2f} with 30 comparisons and {many:.3f} with 10,000."
+            "total variation to RLHF's optimum below {population:.0e} on the population loss; on datasets over "
+            "five responses, mean of 500, {few:.2f} with 30 comparisons and {many:.3f} with 10,000."
         ),
         holds=lambda n: n["population"] < 1e-5 and n["few"] < 0.01 and n["many"] < 0.05,
         holds_if=lambda n: n["population"] < 1e-5 and n["many"] < 0.05,
@@ -51,15 +51,16 @@ CLAIMS = (
         claimed_by=f"{_SOURCE}; arXiv:2305.18290, §4, “What does the DPO update do?”",
         statement="Its gradient raises the likelihood of y_w and lowers that of y_l.",
         remark=(
-            "The margin always rises. Each likelihood moves as claimed when the responses share no parameters; with "
-            "shared ones y_w can fall, and what nobody compared gains."
+            "For a small step on one pair the margin does not fall. Each likelihood moves as claimed if every response "
+            "has a parameter of its own; with shared ones y_w can fall, and a response never compared gains. With "
+            "several pairs one pair's step can undo another's."
         ),
         evidence=("displacement",),
         numbers=lambda results: {
-            "free_chosen": results["displacement"]["free"]["chosen_change"],
-            "free_rejected": results["displacement"]["free"]["rejected_change"],
-            "shared_chosen": results["displacement"]["shared"]["chosen_change"],
-            "shared_margin": results["displacement"]["shared"]["margin_change"],
+            "free_chosen": results["displacement"]["DPO free"]["chosen_change"],
+            "free_rejected": results["displacement"]["DPO free"]["rejected_change"],
+            "shared_chosen": results["displacement"]["DPO shared"]["chosen_change"],
+            "shared_margin": results["displacement"]["DPO shared"]["margin_change"],
         },
         measured=(
             "in nats, log π(y_w) {free_chosen:+.2f} and log π(y_l) {free_rejected:+.2f} with a parameter for each "

@@ -78,6 +78,11 @@ class Claim:
         return self.numbers({name: experiments.load(name)["results"] for name in self.evidence})
 
     @property
+    def origin(self) -> str:
+        """The command that makes the evidence."""
+        return f"(dapedu results {' '.join(self.evidence)})"
+
+    @property
     def verdict(self) -> Verdict:
         """The verdict on the stored evidence."""
         return self.judge(self.stored_numbers())
@@ -86,7 +91,7 @@ class Claim:
         """The entry as plain text, for a terminal."""
         measured = self.measured.format(**self.stored_numbers())
         lines = [f"{self.id}  [{self.claimed_by}]", f"  claim:    {self.statement}"]
-        lines += [f"  measured: {measured}"] if measured else []
+        lines += [f"  measured: {measured} {self.origin}"] if measured else []
         return "\n".join([*lines, f"  verdict:  {self.verdict}", f"  {self.remark}"])
 
 
@@ -106,7 +111,7 @@ def _entry(claim: Claim) -> str:
     parts = [
         f'<p class="claim-statement"><strong>{claim.id}</strong> “{html.escape(claim.statement)}” '
         f"<cite>— {html.escape(claim.claimed_by)}</cite></p>",
-        f"<p>Measured: {html.escape(measured)}</p>" if measured else "",
+        f"<p>Measured: {html.escape(measured)} <small>{claim.origin}</small></p>" if measured else "",
         f'<p class="verdict"><strong data-verdict="{verdict.name.lower()}">{verdict}</strong>. '
         f"{html.escape(claim.remark)}</p>",
     ]

@@ -34,7 +34,7 @@ def bandit_figures(
     datasets = {
         **DATASETS,
         "two actions": [(0, 1)],
-        "win on a cycle": [(0, 1), (0, 1), (1, 2), (2, 0)],
+        "contested": [(0, 1), (0, 1), (1, 2), (2, 0)],
     }
     results: dict[str, Any] = {}
     for name, pairs in datasets.items():
@@ -129,18 +129,20 @@ def finite_data(
     return results
 
 
-def displacement(*, beta: float = 0.1, lr: float = 0.1, steps: int = 200) -> dict[str, Any]:
-    """The chosen completion's log-probability under DPO, where responses share parameters and where not.
+def displacement(*, beta: float = 0.1, tau: float = 0.2, lr: float = 0.1, steps: int = 200) -> dict[str, Any]:
+    """The log-probability of the chosen response, where responses share parameters and where not.
 
-    Three responses; log π is linear in shared features in one model and free in the other. One pair only:
+    Three responses; the logits are linear in shared features in one model and free in the other. One pair only:
     response 0 beats response 1, response 2 is never compared.
     """
+    free, shared = torch.eye(3, dtype=torch.float64), torch.tensor(SHARED_FEATURES, dtype=torch.float64)
     results = {}
-    for name, features in {
-        "free": torch.eye(3, dtype=torch.float64),
-        "shared": torch.tensor(SHARED_FEATURES, dtype=torch.float64),
-    }.items():
-        logps = train_linear(features, partial(dpo_loss, beta=beta), lr=lr, steps=steps)
+    for name, features, loss in (
+        ("DPO free", free, partial(dpo_loss, beta=beta)),
+        ("DPO shared", shared, partial(dpo_loss, beta=beta)),
+        ("IPO shared", shared, partial(ipo_loss, tau=tau)),
+    ):
+        logps = train_linear(features, loss, lr=lr, steps=steps)
         change = logps[-1] - logps[0]
         results[name] = {
             "chosen_change": round(change[0].item(), 4),
@@ -311,4 +313,4 @@ def _total_variation(p: Tensor, q: Tensor) -> float:
 
 
 def _rounded(values: Tensor) -> list[float]:
-    return [round(value, 5) for value in values.tolist()]
+    return [round(value, 7) for value in values.tolist()]
