@@ -12,19 +12,20 @@ window.bookReady = new Promise((resolve) => {
     for (const entry of document.querySelectorAll(".citation-list > .citation")) entry.role = "listitem";
   }
 
-  // A table keeps its own display, which carries its meaning for a screen reader; a box around it scrolls.
-  function boxTables() {
-    for (const table of document.querySelectorAll("article table")) {
+  // A table keeps its own display, which carries its meaning for a screen reader, and a figure its legible size:
+  // a box around it scrolls.
+  function boxWideThings() {
+    for (const wide of document.querySelectorAll("article table, article figure img")) {
       const box = document.createElement("div");
-      box.className = "table-scroll";
-      table.replaceWith(box);
-      box.append(table);
+      box.className = "scroll-box";
+      wide.replaceWith(box);
+      box.append(wide);
     }
   }
 
   // A box that scrolls sideways must be reachable from the keyboard; whether one does depends on the width.
   function reachScrollingBoxes() {
-    for (const box of document.querySelectorAll("mjx-container, .highlight pre, .output, .table-scroll")) {
+    for (const box of document.querySelectorAll("mjx-container, .highlight pre, .output, .scroll-box")) {
       if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
       else box.removeAttribute("tabindex");
     }
@@ -32,7 +33,7 @@ window.bookReady = new Promise((resolve) => {
 
   window.addEventListener("load", async () => {
     mendRoles();
-    boxTables();
+    boxWideThings();
     await window.MathJax?.startup?.promise;
     reachScrollingBoxes();
     window.addEventListener("resize", reachScrollingBoxes);
