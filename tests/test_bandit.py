@@ -27,8 +27,8 @@ REFERENCE = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
 
 
 def train(pairs, loss, strengths=STRENGTHS, **options):
-    """On the CPU wherever the tests run, with three responses unless said otherwise."""
-    return train_bandit(pairs, loss, strengths, **{"n_responses": 3, "device": "cpu"} | options)
+    """With three responses unless said otherwise."""
+    return train_bandit(pairs, loss, strengths, **{"n_responses": 3} | options)
 
 
 def dpo_through_autograd(
@@ -215,7 +215,7 @@ def test_defaults_are_the_papers():
         if parameter.default is not inspect.Parameter.empty
     }
     paper = {"seeds": 10, "steps": 18_000, "lr": 0.01, "batch_size": 9}
-    assert defaults == paper | {"reference": None, "record_every": 100, "seed": 0, "device": None}
+    assert defaults == paper | {"reference": None, "record_every": 100, "seed": 0, "device": "cpu"}
     explicit = draw_batches(4, seeds=1, steps=20, batch_size=9, seed=0)
     torch.testing.assert_close(draw_batches(4, seeds=1, steps=20), explicit, rtol=0, atol=0)
 

@@ -85,7 +85,7 @@ def test_adam_ends_at_an_optimum_of_a_disconnected_graph_but_not_at_the_nearest(
     So c, who must rise above two, does not rise by more than they fall, and the level of {c, d, e} drifts.
     """
     pairs = [(0, 1), (2, 3), (2, 4)]
-    run = train_bandit(pairs, ipo_loss, [0.5], n_responses=5, seeds=1, batch_size=None, steps=4000, device="cpu")
+    run = train_bandit(pairs, ipo_loss, [0.5], n_responses=5, seeds=1, batch_size=None, steps=4000)
     end, nearest = run.probabilities[0, 0, -1].log(), ipo_optimum(pairs, 0.5, n_responses=5).log()
     for policy in (end, nearest):
         margins = [(policy[winner] - policy[loser]).item() for winner, loser in pairs]

@@ -221,9 +221,9 @@ def bandit_benchmark(
     try:
         start = time.perf_counter()
         ends = {
-            (method, name): train_bandit(
-                pairs, loss, strengths, n_responses=3, seeds=seeds, steps=steps, device="cpu"
-            ).probabilities[:, :, -1]
+            (method, name): train_bandit(pairs, loss, strengths, n_responses=3, seeds=seeds, steps=steps).probabilities[
+                :, :, -1
+            ]
             for method, loss in methods
             for name, pairs in DATASETS.items()
         }
