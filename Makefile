@@ -44,8 +44,8 @@ lab: venv ## open JupyterLab in book/
 
 # Timings would change the files at every run, so they are not recorded.
 notebooks: venv ## re-execute every notebook in place
-	jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
-	  --coalesce-streams $(NOTEBOOKS)
+	jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False $(NOTEBOOKS)
+	jupyter nbconvert --to notebook --inplace --coalesce-streams $(NOTEBOOKS)  # what one cell prints, in one box
 
 results: venv ## recompute data/results/ (the many-seed runs)
 	dapedu results

@@ -98,9 +98,9 @@ def train_bandit(
     log_reference = _log_reference("train_bandit", reference, n_responses).to(device)
     incidence = _incidence(pairs, n_responses).to(device)  # (pairs, n_responses)
     strength = torch.tensor(strengths, dtype=torch.float64, device=device)[:, None, None]
-    weights = draw_batches(len(pairs), seeds=seeds, steps=steps, batch_size=batch_size, seed=seed).to(device)
+    batches = draw_batches(len(pairs), seeds=seeds, steps=steps, batch_size=batch_size, seed=seed).to(device)
     if loss in _SLOPES:
-        gradient_of = _closed_form_gradient(_SLOPES[loss], strength, incidence)
+        gradient_of = _closed_form_gradient(_SLOPES[loss](strength), incidence)
     else:
         gradient_of = _autograd_gradient(loss, strength, pairs, log_reference)
 
@@ -108,12 +108,12 @@ def train_bandit(
     log_ratios = torch.zeros(len(strengths), seeds, n_responses, dtype=torch.float64, device=device)
     first, second = torch.zeros_like(log_ratios), torch.zeros_like(log_ratios)  # Adam's moments
     recorded_steps, records = [], []
-    with torch.no_grad():
-        for step in range(steps):
+    with torch.inference_mode(loss in _SLOPES):  # which autograd could not work in
+        for step, shares in enumerate(batches.unbind()):
             if step % record_every == 0:
                 recorded_steps.append(step)
                 records.append(log_ratios.clone())
-            gradient = gradient_of(log_ratios, weights[step])
+            gradient = gradient_of(log_ratios, shares)
             # Adam written out: torch.optim.Adam gives the same numbers (tested) at three times the time,
             # which on tensors this small is all overhead.
             first.lerp_(gradient, 1 - _BETA_1)
@@ -284,11 +284,22 @@ def win_graph(pairs: Pairs, *, n_responses: int) -> WinGraph:
 
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8  # Adam's defaults, arXiv:1412.6980
 
-# dL/dh for the losses that see the policy only through the margin h; may overwrite its argument.
-_SLOPES: dict[Callable[..., Tensor], Callable[[Tensor, Tensor], Tensor]] = {
-    dpo_loss: lambda margins, beta: margins.mul_(-beta).sigmoid_().mul_(-beta),  # −β σ(−βh)
-    spin_loss: lambda margins, beta: margins.mul_(-beta).sigmoid_().mul_(-beta),
-    ipo_loss: lambda margins, tau: margins.sub_(1 / (2 * tau)).mul_(2),  # 2(h − 1/(2τ))
+
+def _logistic_slope(beta: Tensor) -> Callable[[Tensor], Tensor]:
+    minus_beta = -beta
+    return lambda margins: margins.mul_(minus_beta).sigmoid_().mul_(minus_beta)  # −β σ(−βh)
+
+
+def _squared_slope(tau: Tensor) -> Callable[[Tensor], Tensor]:
+    target = 1 / (2 * tau)
+    return lambda margins: margins.sub_(target).mul_(2)  # 2(h − 1/(2τ))
+
+
+# dL/dh, given the strength, for the losses that see the policy only through the margin h; overwrites h.
+_SLOPES: dict[Callable[..., Tensor], Callable[[Tensor], Callable[[Tensor], Tensor]]] = {
+    dpo_loss: _logistic_slope,
+    spin_loss: _logistic_slope,
+    ipo_loss: _squared_slope,
 }
 
 _LOGPS = ("policy_chosen_logps", "policy_rejected_logps", "reference_chosen_logps", "reference_rejected_logps")
@@ -296,12 +307,12 @@ _LOGPS = ("policy_chosen_logps", "policy_rejected_logps", "reference_chosen_logp
 _Gradient = Callable[[Tensor, Tensor], Tensor]  # log-ratios and shares of the batch → gradient
 
 
-def _closed_form_gradient(slope: Callable[[Tensor, Tensor], Tensor], strength: Tensor, incidence: Tensor) -> _Gradient:
+def _closed_form_gradient(slope: Callable[[Tensor], Tensor], incidence: Tensor) -> _Gradient:
     """Σ_pairs share · L′(h) (e_w − e_l): the softmax's normaliser cancels in h. Far faster than autograd."""
     to_margins = incidence.T.contiguous()
 
     def gradient(log_ratios: Tensor, shares: Tensor) -> Tensor:
-        return slope(log_ratios @ to_margins, strength).mul_(shares) @ incidence
+        return slope(log_ratios @ to_margins).mul_(shares) @ incidence
 
     return gradient
 
@@ -316,18 +327,17 @@ def _autograd_gradient(loss: Callable[..., Tensor], strength: Tensor, pairs: Pai
     winners, losers = (list(side) for side in zip(*pairs, strict=True))
 
     def gradient(log_ratios: Tensor, shares: Tensor) -> Tensor:
-        with torch.enable_grad():
-            leaf = log_ratios.detach().requires_grad_()
-            policy = torch.log_softmax(log_reference + leaf, dim=-1)
-            reference = log_reference.expand_as(policy)
-            losses = loss(
-                policy_chosen_logps=policy[..., winners],
-                policy_rejected_logps=policy[..., losers],
-                reference_chosen_logps=reference[..., winners],
-                reference_rejected_logps=reference[..., losers],
-                **{strength_name: strength},
-            )
-            return torch.autograd.grad((losses * shares).sum(), leaf)[0]
+        leaf = log_ratios.detach().requires_grad_()
+        policy = torch.log_softmax(log_reference + leaf, dim=-1)
+        reference = log_reference.expand_as(policy)
+        losses = loss(
+            policy_chosen_logps=policy[..., winners],
+            policy_rejected_logps=policy[..., losers],
+            reference_chosen_logps=reference[..., winners],
+            reference_rejected_logps=reference[..., losers],
+            **{strength_name: strength},
+        )
+        return torch.autograd.grad((losses * shares).sum(), leaf)[0]
 
     return gradient
 

@@ -32,8 +32,9 @@ CLAIMS = (
         claimed_by=_SOURCE,
         statement="Trained to the end, Bradley–Terry drives r(y_w) − r(y_l) to +∞, so π(y_w) = 1 and π(y_l) = 0.",
         remark=(
-            "The condition: the win lies on no directed cycle of wins. Where every win does, the optimum is finite. "
-            "(DPO's margins are the fitted rewards' margins, divided by β.)"
+            "The condition: the win lies on no directed cycle of wins. Then the margin is infinite and π(y_l) = 0; "
+            "π(y_w) = 1 needs also that nothing else survives (on D1 b beats c and both go to 0). Where every win lies "
+            "on a cycle the optimum is finite. (DPO's margins are the fitted rewards' margins, divided by β.)"
         ),
         evidence=_EVIDENCE,
         numbers=lambda results: {
@@ -69,8 +70,8 @@ CLAIMS = (
         claimed_by=_SOURCE,
         statement="DPO has no separate regulariser, so nothing stops it from over-training.",
         remark=(
-            "The condition: a win on no cycle of wins. There every β ends at the same place. Where every win lies on a "
-            "cycle, β regularises as RLHF's KL term does."
+            "The condition: a win on no cycle of wins. There every β sends the same responses to 0 (on D1, all but "
+            "one). Where every win lies on a cycle, β regularises as RLHF's KL term does."
         ),
         evidence=_EVIDENCE,
         numbers=lambda results: {
@@ -112,8 +113,8 @@ CLAIMS = (
         statement="A pair's margin grows no further than the reference's difference plus 1/(2τ).",
         remark=(
             "The condition: the pairs' targets can all be met at once, as with a single pair. Where they contradict "
-            "each other least squares overshoots some and undershoots others: on D1's optimum by 4/3 and 2/3, about "
-            "which small batches jitter."
+            "each other, least squares can leave a margin beyond its target (at D1's optimum 4/3 for a over c, about "
+            "which small batches jitter) or all of them short of it (on D2, 0)."
         ),
         evidence=_EVIDENCE,
         numbers=lambda results: {
@@ -150,7 +151,7 @@ CLAIMS = (
         statement="DPO gives probability 0 to what never won, IPO does not; so y2 is not 0.",
         remark=(
             "Two datasets are mixed up: in the order y1 ≻ y2 ≻ y3, y2 beats y3. And never winning is not what counts. "
-            "The condition: the response, or its group, is beaten by a group that it never beats back."
+            "The condition: some response reaches it along arrows from winner to loser, and it does not reach that one."
         ),
         evidence=_EVIDENCE,
         numbers=lambda results: {
@@ -175,13 +176,13 @@ CLAIMS = (
         id="azar-1",
         claimed_by="arXiv:2310.12036, §5.3.1",
         statement="Two actions, y1 always preferred: DPO ends at π(y1) = 1 for every τ, IPO at σ(1/(2τ)).",
-        remark="Checked for τ = .1, .5 and 1.",
+        remark="Checked for τ = .1, .5 and 1. A larger β takes longer: at β = 4 DPO is still on its way.",
         evidence=_EVIDENCE,
         numbers=lambda results: {
-            "dpo": max(_end(results, "two actions", f"DPO {beta}", "b") for beta in ("0.1", "0.5", "1")),
-            "ipo": _worst_ipo(results, "two actions"),
+            "dpo": max(_end(results, "two actions", f"DPO {beta}", "b") for beta in ("0.1", "0.5", "1")) + 1e-7,
+            "ipo": _worst_ipo(results, "two actions") + 1e-7,  # the stored numbers have seven decimals
         },
-        measured="DPO leaves y2 at most {dpo:.6f}; IPO is off by at most {ipo:.6f}.",
+        measured="at the same number DPO leaves y2 at most {dpo:.1e}; IPO is off by at most {ipo:.1e}.",
         holds=lambda n: n["dpo"] < 1e-3 and n["ipo"] < 1e-3,
     ),
     Claim(
@@ -205,10 +206,10 @@ CLAIMS = (
         id="azar-3",
         claimed_by="arXiv:2310.12036, §5.1–5.2",
         statement="The squared loss over sampled pairs has the optimum of ΨPO with Ψ = identity.",
-        remark="For pairs drawn independently from μ, here uniform. A dataset need not be such a draw.",
+        remark="In expectation over pairs drawn independently from μ, here uniform. A dataset need not be such a draw.",
         evidence=("closed_forms",),
         numbers=lambda results: {"worst": results["closed_forms"]["psi_identity_worst"]},
-        measured="the two optima differ in total variation by less than {worst:.0e} on 200 random preference tables.",
+        measured="the two optima differ in total variation by at most {worst:.1e} on 200 random preference tables.",
         holds=lambda n: n["worst"] < 1e-5,
     ),
 )
