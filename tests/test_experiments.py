@@ -70,6 +70,12 @@ def test_a_failed_run_leaves_the_stored_result_alone(monkeypatch, tmp_path):
     assert (tmp_path / "kl_at_the_edge.json").read_text(encoding="utf8") == before
 
 
+def test_a_result_is_stored_where_there_is_no_git(monkeypatch, tmp_path):
+    monkeypatch.setattr(experiments, "RESULTS", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert json.loads(experiments.run("kl_at_the_edge").read_text(encoding="utf8"))["commit"] == "unknown"
+
+
 def test_the_command_lists_and_explains(capsys):
     assert main(["results", "--list"]) == 0
     listed = capsys.readouterr().out.splitlines()

@@ -3,6 +3,7 @@
 import ast
 import fnmatch
 import functools
+import importlib.metadata
 import inspect
 import itertools
 import json
@@ -79,6 +80,12 @@ def test_every_declared_package_is_pinned_within_its_range():
         pin = pins.get(canonicalize_name(requirement.name))
         assert pin, f"{requirement.name} is not in constraints.txt"
         assert requirement.specifier.contains(pin), f"{requirement} excludes the pinned {pin}"
+
+
+def test_every_pin_runs_on_the_oldest_python_promised():
+    oldest = min(specifier.version for specifier in SpecifierSet(PROJECT["requires-python"]))
+    needs = {d.name: SpecifierSet(d.metadata.get("Requires-Python") or "") for d in importlib.metadata.distributions()}
+    assert [name for name, python in needs.items() if not python.contains(f"{oldest}.0")] == []
 
 
 def test_package_lock_names_no_registry():

@@ -103,11 +103,14 @@ def load(name: str) -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """The commit the code was at, with a + where the package differs from it."""
+    """The commit the code was at, with a + where the package differs from it; "unknown" outside a git checkout."""
 
     def git(*words: str) -> str:
         return subprocess.run(
-            ["git", *words], cwd=RESULTS.parents[1], capture_output=True, text=True, check=False
+            ["git", *words], cwd=RESULTS.parents[1], capture_output=True, text=True, check=True
         ).stdout.strip()
 
-    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "dapedu") else "")
+    try:
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "dapedu") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
