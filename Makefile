@@ -20,7 +20,8 @@ book: venv ## render the book from its executed notebooks
 	@echo; echo "The book:  _build/html/index.html  (open it in a browser; it needs no network)"
 	@echo "To search it as well, serve it:  python3 -m http.server --directory _build/html  → http://localhost:8000"
 
-test: venv ## unit tests, every notebook re-executed, the book rendered and read by a browser
+test: venv ## lint, unit tests, every notebook re-executed, the book rendered and read by a browser
+	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory unit
 	HF_HUB_OFFLINE=1 python -m pytest -p tests.notebook_times --nbval --nbval-current-env \
 	  --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=120 -n 2 --dist loadfile -q $(NOTEBOOKS)

@@ -100,6 +100,21 @@ def test_the_command_refuses_before_any_work(arguments, message, monkeypatch, tm
     assert not list(tmp_path.iterdir())
 
 
+def test_the_command_says_which_evidence_is_missing(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(experiments, "RESULTS", tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(["claims", "ipo-2"])
+    assert stopped.value.code == 2
+    assert "`dapedu results kl_at_the_edge` makes it" in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch, tmp_path):
+    monkeypatch.setattr(experiments, "RESULTS", tmp_path)
+    monkeypatch.setitem(experiments.EXPERIMENTS, "kl_at_the_edge", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["results", "kl_at_the_edge"])
+
+
 def test_python_dash_m_has_help():
     shown = subprocess.run([sys.executable, "-m", "dapedu", "--help"], capture_output=True, text=True, check=True)
     assert "results" in shown.stdout
