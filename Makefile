@@ -5,6 +5,7 @@ BIN := .venv/bin
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 .PHONY: help venv book test check lint lab notebooks results clean render unit
 
 NOTEBOOKS := $(wildcard book/*.ipynb)
@@ -71,7 +72,7 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
 	  || { echo "$(PYTHON) cannot make virtual environments; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
 	@echo "Making .venv with $$($(PYTHON) -V)"
-	@$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 # pip's log and warnings name hosts and paths and run to hundreds of lines: keep a pulse of it, and its errors.
 $(BIN)/.installed: pyproject.toml constraints.txt | $(BIN)/python

@@ -6,7 +6,9 @@ spend its time in Python.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+import math
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -90,14 +92,17 @@ def train_bandit(
     Source: arXiv:2310.12036, §5.4. Book: eq-ipo-bandit.
     """
     pairs = _checked_pairs("train_bandit", pairs, n_responses)
-    if len(strengths) == 0 or not all(value > 0 for value in strengths):  # false for NaN too
-        raise ValueError(f"train_bandit: strengths is {list(strengths)}, expected one or more numbers > 0")
+    values = list(strengths) if isinstance(strengths, Iterable) else []
+    if not values or not all(0 < value < math.inf for value in values):
+        raise ValueError(f"train_bandit: strengths is {strengths}, expected one or more finite numbers > 0")
+    if not 0 < lr < math.inf:
+        raise ValueError(f"train_bandit: lr is {lr}, expected a finite number > 0")
     for name, count in {"seeds": seeds, "steps": steps, "record_every": record_every}.items():
-        if count < 1:
-            raise ValueError(f"train_bandit: {name} is {count}, expected ≥ 1")
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"train_bandit: {name} is {count}, expected a whole number ≥ 1")
     log_reference = _log_reference("train_bandit", reference, n_responses).to(device)
     incidence = _incidence(pairs, n_responses).to(device)  # (pairs, n_responses)
-    strength = torch.tensor(strengths, dtype=torch.float64, device=device)[:, None, None]
+    strength = torch.tensor(values, dtype=torch.float64, device=device)[:, None, None]
     batches = draw_batches(len(pairs), seeds=seeds, steps=steps, batch_size=batch_size, seed=seed).to(device)
     if loss in _SLOPES:
         gradient_of = _closed_form_gradient(_SLOPES[loss](strength), incidence)
@@ -105,7 +110,7 @@ def train_bandit(
         gradient_of = _autograd_gradient(loss, strength, pairs, log_reference)
 
     # d = log π/π_ref up to a constant; it starts at 0, where the policy is the reference.
-    log_ratios = torch.zeros(len(strengths), seeds, n_responses, dtype=torch.float64, device=device)
+    log_ratios = torch.zeros(len(values), seeds, n_responses, dtype=torch.float64, device=device)
     first, second = torch.zeros_like(log_ratios), torch.zeros_like(log_ratios)  # Adam's moments
     recorded_steps, records = [], []
     with torch.inference_mode(loss in _SLOPES):  # which autograd could not work in
@@ -143,8 +148,8 @@ def draw_batches(n_pairs: int, *, seeds: int, steps: int, batch_size: int | None
     """
     if batch_size is None:
         return torch.full((1, 1, 1), 1 / n_pairs, dtype=torch.float64).expand(steps, seeds, n_pairs)
-    if batch_size < 1:
-        raise ValueError(f"draw_batches: batch_size is {batch_size}, expected ≥ 1 or None")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"draw_batches: batch_size is {batch_size}, expected a whole number ≥ 1, or None")
     shares = torch.empty(steps, seeds, n_pairs, dtype=torch.float64)
     for column in range(seeds):  # a generator a seed: seed 3 is the same run however many others run
         generator = torch.Generator().manual_seed(seed + column)
@@ -337,6 +342,11 @@ def _autograd_gradient(loss: Callable[..., Tensor], strength: Tensor, pairs: Pai
             reference_rejected_logps=reference[..., losers],
             **{strength_name: strength},
         )
+        if losses.shape != policy[..., winners].shape:
+            raise ValueError(
+                f"train_bandit: loss returned shape {tuple(losses.shape)} for log-probabilities of shape "
+                f"{tuple(policy[..., winners].shape)}, expected the same: one value per pair, not averaged"
+            )
         return torch.autograd.grad((losses * shares).sum(), leaf)[0]
 
     return gradient
@@ -365,10 +375,17 @@ def _log_reference(function: str, reference: Tensor | None, n_responses: int) ->
 def _checked_pairs(function: str, pairs: Pairs, n_responses: int) -> list[tuple[int, int]]:
     if not len(pairs):
         raise ValueError(f"{function}: pairs is empty, expected at least one (winner, loser)")
+    checked = []
     for number, pair in enumerate(pairs):
-        if len(pair) != 2 or pair[0] == pair[1] or not all(0 <= index < n_responses for index in pair):
+        try:
+            winner, loser = map(operator.index, pair)
+            is_pair = winner != loser and min(winner, loser) >= 0 and max(winner, loser) < n_responses
+        except (TypeError, ValueError):  # not two whole numbers
+            is_pair = False
+        if not is_pair:
             raise ValueError(
-                f"{function}: pair {number} is {tuple(pair)}, expected two different indices from 0 to "
+                f"{function}: pair {number} is {pair!r}, expected two different indices from 0 to "
                 f"{n_responses - 1} (n_responses is {n_responses})"
             )
-    return [(int(winner), int(loser)) for winner, loser in pairs]
+        checked.append((winner, loser))
+    return checked

@@ -57,7 +57,7 @@ def _results(options: argparse.Namespace) -> int:
     for number, name in enumerate(names, start=1):
         print(f"[{number}/{len(names)}] {name} …", flush=True)
         path = experiments.run(name)
-        print(f"        wrote data/results/{path.name}")
+        print(f"        wrote {path}")
     return 0
 
 

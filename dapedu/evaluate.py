@@ -16,10 +16,11 @@ def expected_reward(probabilities: Tensor, rewards: Tensor) -> Tensor:
         Shape (...), in the reward's unit.
 
     Raises:
-        RuntimeError: the last axes differ.
+        ValueError: the numbers of responses differ.
 
     Source: arXiv:2305.18290, Eq. 3, first term.
     """
+    _require_same_responses("expected_reward", probabilities=probabilities, rewards=rewards)
     never = (probabilities == 0) & rewards.isinf()  # 0 · (−∞) = 0: what never happens costs nothing
     return (probabilities * torch.where(never, 0, rewards)).sum(dim=-1)
 
@@ -36,10 +37,11 @@ def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
         Nats, shape (...); ∞ where q is 0 and p is not.
 
     Raises:
-        RuntimeError: the shapes do not broadcast.
+        ValueError: the numbers of responses differ.
 
     Source: arXiv:2305.18290, Eq. 3, second term.
     """
+    _require_same_responses("kl_divergence", p=p, q=q)
     return (torch.special.xlogy(p, p) - torch.special.xlogy(p, q)).sum(dim=-1)
 
 
@@ -64,3 +66,11 @@ def mean_interval(values: Tensor, *, dim: int = 0, level: float = 0.95) -> tuple
         raise ValueError(f"mean_interval: level is {level}, expected between 0 and 1")
     quantile = scipy.stats.t.ppf(0.5 + level / 2, df=n - 1)
     return values.mean(dim=dim), quantile * values.std(dim=dim) / n**0.5
+
+
+def _require_same_responses(function: str, **tensors: Tensor) -> None:
+    (first, left), (second, right) = tensors.items()
+    if left.shape[-1] != right.shape[-1]:
+        raise ValueError(
+            f"{function}: {first} has {left.shape[-1]} responses on its last axis, {second} has {right.shape[-1]}"
+        )

@@ -30,8 +30,8 @@ def token_logps(*, logits: Tensor, input_ids: Tensor, completion_mask: Tensor) -
         Nats, shape (batch, seq − 1); zero outside the completion.
 
     Raises:
-        ValueError: shapes do not fit, or a completion starts at position 0, where nothing predicts its
-            first token (put a prompt or a begin-of-sequence token before it).
+        ValueError: shapes do not fit; a completion starts at position 0, where nothing predicts its first
+            token (put a prompt or a begin-of-sequence token before it); or an id is not in the vocabulary.
 
     Source: arXiv:2305.18290, §4: log π(y|x) of a completion is the sum of these.
     """
@@ -46,7 +46,12 @@ def token_logps(*, logits: Tensor, input_ids: Tensor, completion_mask: Tensor) -
             "token_logps: completion_mask is true at position 0, where no earlier token predicts; "
             "put a prompt or a begin-of-sequence token before the completion"
         )
-    targets = input_ids[:, 1:].masked_fill(~is_completion[:, 1:], _IGNORED)  # (batch, seq − 1)
+    if (is_completion & ((input_ids < 0) | (input_ids >= logits.shape[-1]))).any():
+        raise ValueError(
+            f"token_logps: input_ids on the completion go beyond 0 … {logits.shape[-1] - 1}, the vocabulary of logits; "
+            "labels, in which -100 hides tokens, are not input_ids"
+        )
+    targets = input_ids[:, 1:].long().masked_fill(~is_completion[:, 1:], _IGNORED)  # (batch, seq − 1)
     scores = logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32))
     return -F.cross_entropy(scores.transpose(1, 2), targets, ignore_index=_IGNORED, reduction="none")
 

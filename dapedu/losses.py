@@ -2,7 +2,8 @@
 
 All arguments are keyword-only, because tensors of one type must not be swappable. Log-probabilities are
 sums over the completion's tokens in nats, unless a name says `mean`. Nothing is averaged, logged or
-configured here; hyperparameters have no defaults, they belong to the method that calls.
+configured here; hyperparameters have no defaults, they belong to the method that calls. A hyperparameter is
+a number, or a tensor that broadcasts over the examples.
 """
 
 import torch
@@ -59,7 +60,7 @@ def slic_hf_loss(
         Loss per pair, shape (pairs,), not averaged.
 
     Raises:
-        TypeError: a log-probability is not a tensor of floats.
+        TypeError: a log-probability is not a tensor of floats, or a hyperparameter not a number.
         ValueError: shapes differ, or delta or sft_weight is negative.
 
     Source: arXiv:2305.10425, Eq. 4.
@@ -102,7 +103,7 @@ def dpo_loss(
         Loss per pair in nats, shape (pairs,), not averaged.
 
     Raises:
-        TypeError: a log-probability is not a tensor of floats.
+        TypeError: a log-probability is not a tensor of floats, or a hyperparameter not a number.
         ValueError: shapes differ, or beta is not positive.
 
     Source: arXiv:2305.18290, Eq. 7. Book: eq-dpo-loss.
@@ -147,7 +148,7 @@ def ipo_loss(
         Loss per pair in nats², shape (pairs,), not averaged.
 
     Raises:
-        TypeError: a log-probability is not a tensor of floats.
+        TypeError: a log-probability is not a tensor of floats, or a hyperparameter not a number.
         ValueError: shapes differ, or tau is not positive.
 
     Source: arXiv:2310.12036, Eq. 17. Book: eq-ipo-loss.
@@ -184,7 +185,7 @@ def rrhf_loss(*, candidate_logps: Tensor, candidate_lengths: Tensor, rewards: Te
         Loss per prompt, shape (prompts,), not averaged.
 
     Raises:
-        TypeError: candidate_logps is not a tensor of floats, or another is not a tensor.
+        TypeError: candidate_logps is not a tensor of floats, another no tensor, or sft_weight no number.
         ValueError: shapes differ or are not (prompts, k), a length is ≤ 0, or sft_weight is negative.
 
     Source: arXiv:2304.05302, Eqs. 1–4 of §3.1.
@@ -203,7 +204,7 @@ def rrhf_loss(*, candidate_logps: Tensor, candidate_lengths: Tensor, rewards: Te
     scores = candidate_logps / candidate_lengths
     is_worse = rewards[:, :, None] < rewards[:, None, :]  # (prompts, i, j): r_i < r_j
     violation = F.relu(scores[:, :, None] - scores[:, None, :])
-    rank = (violation * is_worse).sum(dim=(1, 2))
+    rank = torch.where(is_worse, violation, 0).sum(dim=(1, 2))  # not a product: ∞ · 0 is no number
     best_logps = candidate_logps.gather(1, rewards.argmax(dim=1, keepdim=True)).squeeze(1)
     return rank - sft_weight * best_logps
 
@@ -233,7 +234,7 @@ def click_loss(
         Loss per pair, shape (pairs,), not averaged.
 
     Raises:
-        TypeError: a log-probability is not a tensor of floats.
+        TypeError: a log-probability is not a tensor of floats, or a hyperparameter not a number.
         ValueError: shapes differ, or delta or contrast_weight is negative.
 
     Deviation: the authors average the cross-entropy over all tokens of a batch, so that long texts weigh
@@ -278,7 +279,7 @@ def spin_loss(
         Loss per pair in nats, shape (pairs,), not averaged.
 
     Raises:
-        TypeError: a log-probability is not a tensor of floats.
+        TypeError: a log-probability is not a tensor of floats, or a hyperparameter not a number.
         ValueError: shapes differ, or beta is not positive.
 
     Source: arXiv:2401.01335, Eq. 4.7 with the logistic loss.
@@ -328,11 +329,18 @@ def _require_same_shape(function: str, floating: set[str] | None = None, **tenso
 
 def _require_positive(function: str, **values: Strength) -> None:
     for name, value in values.items():
+        _require_number(function, name, value)
         if not torch.as_tensor(value > 0).all():
             raise ValueError(f"{function}: {name} is {value}, expected > 0")
 
 
 def _require_not_negative(function: str, **values: Strength) -> None:
     for name, value in values.items():
+        _require_number(function, name, value)
         if not torch.as_tensor(value >= 0).all():
             raise ValueError(f"{function}: {name} is {value}, expected ≥ 0")
+
+
+def _require_number(function: str, name: str, value: Strength) -> None:
+    if not isinstance(value, int | float | Tensor):
+        raise TypeError(f"{function}: {name} is {value!r}, expected a number or a torch.Tensor")

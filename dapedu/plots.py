@@ -1,5 +1,6 @@
 """The book's figures: one colour a method, two sizes, labels at the ends of lines."""
 
+import itertools
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from dapedu.evaluate import mean_interval
 
-# Okabe–Ito: told apart by readers with any colour vision, and in grey.
+# Okabe–Ito: told apart by readers with any colour vision. Line styles and labels say it again.
 COLORS = {
     "DPO": "#0072B2",
     "IPO": "#56B4E9",
@@ -53,7 +54,17 @@ def bandit_grid(rows: Sequence[Sequence[BanditPanel]], *, names: Sequence[str] =
 
     Returns:
         The figure.
+
+    Raises:
+        ValueError: a panel has another number of responses than there are names, or line styles to tell them apart.
     """
+    for panel in itertools.chain(*rows):
+        n_responses = panel.probabilities.shape[-1]
+        if not n_responses == len(names) <= len(LINE_STYLES):
+            raise ValueError(
+                f"bandit_grid: {panel.title!r} has {n_responses} responses and {len(names)} names, "
+                f"expected the same number, at most {len(LINE_STYLES)}"
+            )
     figure, axes = plt.subplots(
         len(rows), len(rows[0]), figsize=TALL if len(rows) > 1 else WIDE, sharex=True, sharey=True, squeeze=False
     )
@@ -69,7 +80,7 @@ def bandit_grid(rows: Sequence[Sequence[BanditPanel]], *, names: Sequence[str] =
 def _draw_panel(axis: Axes, panel: BanditPanel, names: Sequence[str]) -> None:
     mean, half_width = (part.numpy()[1:] for part in mean_interval(panel.probabilities))  # no step 0 on a log axis
     steps, color = panel.steps.numpy()[1:], COLORS[panel.method]
-    for response, style in zip(range(len(names)), LINE_STYLES, strict=False):
+    for response, style in enumerate(LINE_STYLES[: len(names)]):
         center, spread = mean[:, response], half_width[:, response]
         axis.plot(steps, center, style, color=color)
         axis.fill_between(steps, center - spread, center + spread, color=color, alpha=0.25, linewidth=0)

@@ -360,28 +360,46 @@ def test_a_strength_of_a_closed_form_must_be_positive(name, argument, call, valu
     assert str(error.value) == f"{name}: {argument} is {value}, expected > 0"
 
 
-@pytest.mark.parametrize("strengths", [[], [0.5, 0.0], [-1.0], [0.5, math.nan]])
+@pytest.mark.parametrize("strengths", [[], [0.5, 0.0], [-1.0], [0.5, math.nan], [math.inf], 0.5])
 @pytest.mark.parametrize("loss", [dpo_loss, dpo_through_autograd])
 def test_strengths_of_a_run_must_be_positive(loss, strengths):
     """Oracle: function, argument, value and range stand in the message."""
     with pytest.raises(ValueError, match="strengths") as error:
         train([(0, 1)], loss, strengths, steps=1)
-    assert str(error.value) == f"train_bandit: strengths is {strengths}, expected one or more numbers > 0"
+    assert str(error.value) == f"train_bandit: strengths is {strengths}, expected one or more finite numbers > 0"
 
 
 @pytest.mark.parametrize("name", ["seeds", "steps", "record_every"])
-@pytest.mark.parametrize("value", [0, -2])
+@pytest.mark.parametrize("value", [0, -2, 2.5])
 def test_counts_must_be_positive(name, value):
     """Oracle: function, argument, value and range stand in the message."""
     with pytest.raises(ValueError, match=name) as error:
         train([(0, 1)], dpo_loss, **{name: value})
-    assert str(error.value) == f"train_bandit: {name} is {value}, expected ≥ 1"
+    assert str(error.value) == f"train_bandit: {name} is {value}, expected a whole number ≥ 1"
 
 
 def test_a_batch_must_not_be_empty():
     """Oracle: argument, value and range stand in the message; None is the whole dataset."""
-    with pytest.raises(ValueError, match="batch_size is 0, expected ≥ 1 or None"):
+    with pytest.raises(ValueError, match="batch_size is 0, expected a whole number ≥ 1, or None"):
         train([(0, 1)], dpo_loss, steps=1, batch_size=0)
+
+
+@pytest.mark.parametrize("lr", [0, -0.1, math.nan, math.inf])
+def test_the_learning_rate_must_be_positive(lr):
+    """Oracle: a negative one trains the loser up."""
+    with pytest.raises(ValueError, match=r"lr is .*, expected a finite number > 0"):
+        train([(0, 1)], dpo_loss, lr=lr, steps=1)
+
+
+def test_a_loss_that_averages_is_refused():
+    """Oracle: its scalar would mix all strengths and ignore the batches, without a word."""
+
+    def averaged(**logps):
+        return dpo_through_autograd(**logps).mean()
+
+    averaged.__signature__ = inspect.signature(dpo_through_autograd)
+    with pytest.raises(ValueError, match=r"loss returned shape .* one value per pair, not averaged"):
+        train([(0, 1)], averaged, steps=1)
 
 
 def test_a_loss_of_another_signature_is_refused():

@@ -54,7 +54,7 @@ def test_what_never_happens_costs_nothing():
 
 def test_expected_reward_refuses_another_number_of_responses():
     """Oracle: three probabilities, two rewards."""
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="probabilities has 3 responses on its last axis, rewards has 2"):
         expected_reward(random_policies(5, 3), torch.zeros(2))
 
 
@@ -123,10 +123,11 @@ def test_kl_is_positive_and_not_symmetric():
     assert (kl_divergence(p, p) == 0).all()
 
 
-def test_kl_refuses_shapes_that_do_not_broadcast():
-    """Oracle: three responses against four."""
-    with pytest.raises(RuntimeError):
-        kl_divergence(random_policies(3), random_policies(4))
+@pytest.mark.parametrize("n", [4, 1])
+def test_kl_refuses_another_number_of_responses(n):
+    """Oracle: three responses against four, or against one, which would broadcast to a negative KL."""
+    with pytest.raises(ValueError, match=f"kl_divergence: p has .* responses on its last axis, q has {n}"):
+        kl_divergence(torch.full((3,), 1 / 3), torch.ones(n) / n)
 
 
 # ---- Student's interval ----

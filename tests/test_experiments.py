@@ -1,8 +1,11 @@
 """The experiments run at a small size, are stored whole or not at all, and the command says what it does."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -22,7 +25,8 @@ def test_bandit_figures_end_near_the_closed_form():
 
 def test_closed_forms_agree_with_a_numerical_optimiser():
     results = bandit.closed_forms(problems=5, seed=1)
-    assert set(results) == {"gibbs_worst", "reward_margin_worst", "dpo_population_worst", "psi_identity_worst"}
+    kinds = ("dpo_weight", "gibbs", "reward_margin", "dpo_population", "psi_identity")
+    assert set(results) == {f"{kind}_worst" for kind in kinds}
     assert max(results.values()) < 1e-5
 
 
@@ -68,6 +72,17 @@ def test_a_failed_run_leaves_the_stored_result_alone(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         experiments.run("kl_at_the_edge")
     assert (tmp_path / "kl_at_the_edge.json").read_text(encoding="utf8") == before
+
+
+def test_an_installed_package_stores_results_where_one_is(tmp_path):
+    """Oracle: the package copied to a folder that is no checkout, run from another one."""
+    site, here = tmp_path / "site", tmp_path / "here"
+    shutil.copytree(Path(experiments.__file__).parents[1], site / "dapedu")
+    here.mkdir()
+    command = [sys.executable, "-m", "dapedu", "results", "kl_at_the_edge"]
+    subprocess.run(command, cwd=here, env=os.environ | {"PYTHONPATH": str(site)}, check=True, capture_output=True)
+    record = json.loads((here / "data" / "results" / "kl_at_the_edge.json").read_text(encoding="utf8"))
+    assert record["commit"] == "unknown"
 
 
 def test_a_result_is_stored_where_there_is_no_git(monkeypatch, tmp_path):

@@ -317,3 +317,14 @@ def test_arguments_have_names(function):
     """Oracle: ids and mask must not be swappable."""
     with pytest.raises(TypeError, match="positional"):
         function(*random_batch().values())
+
+
+@pytest.mark.parametrize("bad", [-100, 5])
+def test_ids_outside_the_vocabulary_are_refused_on_the_completion_and_ignored_elsewhere(bad):
+    """Oracle: −100, which labels use to hide a token, would score as certain; padding may hold anything."""
+    logits = torch.zeros(1, 4, 5)
+    mask = torch.tensor([[False, True, True, False]])
+    with pytest.raises(ValueError, match="input_ids on the completion go beyond 0 … 4"):
+        token_logps(logits=logits, input_ids=torch.tensor([[0, 1, bad, 2]]), completion_mask=mask)
+    padded = token_logps(logits=logits, input_ids=torch.tensor([[bad, 1, 2, bad]]), completion_mask=mask)
+    torch.testing.assert_close(padded, torch.tensor([[-math.log(5), -math.log(5), 0.0]]))

@@ -294,3 +294,14 @@ def test_rrhf_takes_whole_numbers_for_lengths_and_rewards():
     whole = batch | {"rewards": batch["rewards"].long()}
     floats = batch | {"candidate_lengths": batch["candidate_lengths"].double()}
     torch.testing.assert_close(rrhf_loss(**whole, sft_weight=0.7), rrhf_loss(**floats, sft_weight=0.7), rtol=0, atol=0)
+
+
+def test_rrhf_impossible_candidate_in_the_right_order_costs_nothing():
+    """Oracle: the formula by hand: no violation, and −log π of the best is 4; ∞ · 0 would be no number."""
+    loss = rrhf_loss(
+        candidate_logps=torch.tensor([[-4.0, -math.inf]]),
+        candidate_lengths=torch.ones(1, 2),
+        rewards=torch.tensor([[2.0, 1.0]]),
+        sft_weight=1,
+    )
+    assert loss.tolist() == [4.0]

@@ -149,3 +149,12 @@ def test_arguments_have_names_and_no_defaults(case):
         others = {key: value for key, value in (batch | case.strengths).items() if key != name}
         with pytest.raises(TypeError, match=f"missing 1 required keyword-only argument: '{name}'"):
             case.loss(**others)
+
+
+@pytest.mark.parametrize("value", ["0.1", None, [0.1, 0.2]])
+@pytest.mark.parametrize(("case", "name"), STRENGTHS, ids=argument_id)
+def test_a_strength_is_a_number_or_a_tensor(case, name, value):
+    """Oracle: function and argument stand in the message, and what came."""
+    with pytest.raises(TypeError) as error:
+        case.loss(**draw(case), **case.strengths | {name: value})
+    assert message_of(error) == f"{case.loss.__name__}: {name} is {value!r}, expected a number or a torch.Tensor"

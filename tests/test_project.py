@@ -99,7 +99,7 @@ def test_repository_address_stands_in_one_file():
 
 
 def test_no_file_names_this_machine():
-    places = {f"{ROOT}/", f"{Path.home()}/", sys.prefix}
+    places = [f"{place}/" for place in (ROOT, Path.home(), Path(sys.prefix)) if place != place.parent]  # not "/"
     assert [str(path) for path, text in texts() if any(place in text for place in places)] == []
 
 

@@ -1,8 +1,15 @@
 """What is claimed of DPO: by the source (ids dpo-…) and by the paper."""
 
-from dapedu.claims.entry import Claim
+from dapedu.claims.entry import Claim, Numbers
 
 _SOURCE = "the source, section on DPO"
+_PROBLEMS = "{settings[closed_forms][problems]} random problems."
+
+
+def _reads_as_claimed(n: Numbers) -> bool:
+    """Weight and margin as claimed, and each likelihood too where no parameters are shared."""
+    return n["weight"] < 1e-9 and n["free_chosen"] > 0 > n["free_rejected"] and n["shared_margin"] > 0
+
 
 CLAIMS = (
     Claim(
@@ -12,7 +19,7 @@ CLAIMS = (
         remark="Climbing the objective on the simplex without knowing the answer ends where the formula says.",
         evidence=("closed_forms",),
         numbers=lambda results: {"worst": results["closed_forms"]["gibbs_worst"]},
-        measured="total variation to the formula at most {worst:.1e} on 200 random problems.",
+        measured="total variation to the formula at most {worst:.1e} on " + _PROBLEMS,
         holds=lambda n: n["worst"] < 1e-5,
     ),
     Claim(
@@ -22,7 +29,7 @@ CLAIMS = (
         remark="So Z(x), a sum over every possible completion, is never needed.",
         evidence=("closed_forms",),
         numbers=lambda results: {"worst": results["closed_forms"]["reward_margin_worst"]},
-        measured="implicit and true reward margins differ by at most {worst:.1e} on 200 random problems.",
+        measured="implicit and true reward margins differ by at most {worst:.1e} on " + _PROBLEMS,
         holds=lambda n: n["worst"] < 1e-8,
     ),
     Claim(
@@ -42,7 +49,8 @@ CLAIMS = (
         },
         measured=(
             "total variation to RLHF's optimum at most {population:.1e} with exact Bradley–Terry proportions; on "
-            "datasets over five responses, mean of 500, {few:.2f} with 30 comparisons and {many:.3f} with 10,000."
+            "datasets over five responses, mean of {settings[finite_data][datasets]}, {few:.2f} with 30 comparisons "
+            "and {many:.3f} with 10,000."
         ),
         holds=lambda n: n["population"] < 1e-5 and n["few"] < 0.01 and n["many"] < 0.05,
         holds_if=lambda n: n["population"] < 1e-5 and n["many"] < 0.05,
@@ -50,25 +58,28 @@ CLAIMS = (
     Claim(
         id="dpo-4",
         claimed_by=f"{_SOURCE}; arXiv:2305.18290, §4, “What does the DPO update do?”",
-        statement="Its gradient raises the likelihood of y_w and lowers that of y_l.",
+        statement="Its gradient raises the likelihood of y_w, lowers that of y_l, and weights by how wrong it is.",
         remark=(
-            "For a small step on one pair the margin does not fall. Each likelihood moves as claimed if every response "
-            "has a parameter of its own; with shared ones y_w can fall, and a response never compared gains. With "
-            "several pairs one pair's step can undo another's."
+            "The weight is as claimed. For a small step on one pair the margin does not fall. Each likelihood moves as "
+            "claimed if every response has a parameter of its own; with shared ones y_w can fall, and a response never "
+            "compared gains. With several pairs one pair's step can undo another's."
         ),
-        evidence=("displacement",),
+        evidence=("closed_forms", "displacement"),
         numbers=lambda results: {
+            "weight": results["closed_forms"]["dpo_weight_worst"],
             "free_chosen": results["displacement"]["DPO free"]["chosen_change"],
             "free_rejected": results["displacement"]["DPO free"]["rejected_change"],
             "shared_chosen": results["displacement"]["DPO shared"]["chosen_change"],
             "shared_margin": results["displacement"]["DPO shared"]["margin_change"],
         },
         measured=(
-            "in nats, log π(y_w) {free_chosen:+.2f} and log π(y_l) {free_rejected:+.2f} with a parameter for each "
-            "response; log π(y_w) {shared_chosen:+.2f} while the margin goes {shared_margin:+.2f} with shared features."
+            "autograd's weight and β σ(r̂_l − r̂_w) differ by at most {weight:.1e}. After "
+            "{settings[displacement][steps]} steps on one pair, in nats: log π(y_w) {free_chosen:+.2f} and log π(y_l) "
+            "{free_rejected:+.2f} with a parameter for each response; log π(y_w) {shared_chosen:+.2f} while the margin "
+            "goes {shared_margin:+.2f} with shared features."
         ),
-        holds=lambda n: n["free_chosen"] > 0 > n["free_rejected"] and n["shared_chosen"] > 0 and n["shared_margin"] > 0,
-        holds_if=lambda n: n["free_chosen"] > 0 > n["free_rejected"] and n["shared_margin"] > 0,
+        holds=lambda n: _reads_as_claimed(n) and n["shared_chosen"] > 0,
+        holds_if=lambda n: _reads_as_claimed(n),
     ),
     Claim(
         id="dpo-9",

@@ -34,7 +34,7 @@ class Claim:
         remark: what the reader should take from the numbers: conditions, corrections, why it cannot be tested.
         evidence: names of stored results (`dapedu.experiments`); none if it cannot be tested here.
         numbers: picks the numbers that decide from the results by name; each must be able to turn the verdict.
-        measured: the sentence that reports them, a format string over `numbers`.
+        measured: the sentence that reports them, a format string over `numbers` and `settings` (by result).
         holds: whether the statement holds as it stands.
         holds_if: whether it holds under the conditions that `remark` states.
     """
@@ -77,10 +77,20 @@ class Claim:
         """
         return self.numbers({name: experiments.load(name)["results"] for name in self.evidence})
 
-    @property
-    def origin(self) -> str:
-        """The command that makes the evidence."""
-        return f"(dapedu results {' '.join(self.evidence)})"
+    def report(self) -> str:
+        """The sentence of what was measured, with its numbers and the command that makes them.
+
+        Returns:
+            Text; empty if the claim cannot be tested here.
+
+        Raises:
+            FileNotFoundError: the evidence is missing; the message says how to make it.
+        """
+        if not self.evidence:
+            return ""
+        settings = {name: experiments.load(name)["settings"] for name in self.evidence}
+        sentence = self.measured.format(settings=settings, **self.stored_numbers())
+        return f"{sentence} (dapedu results {' '.join(self.evidence)})"
 
     @property
     def verdict(self) -> Verdict:
@@ -89,9 +99,9 @@ class Claim:
 
     def __str__(self) -> str:
         """The entry as plain text, for a terminal."""
-        measured = self.measured.format(**self.stored_numbers())
+        measured = self.report()
         lines = [f"{self.id}  [{self.claimed_by}]", f"  claim:    {self.statement}"]
-        lines += [f"  measured: {measured} {self.origin}"] if measured else []
+        lines += [f"  measured: {measured}"] if measured else []
         return "\n".join([*lines, f"  verdict:  {self.verdict}", f"  {self.remark}"])
 
 
@@ -107,11 +117,11 @@ class ClaimList(list[Claim]):
 
 def _entry(claim: Claim) -> str:
     verdict = claim.verdict
-    measured = claim.measured.format(**claim.stored_numbers())
+    measured = claim.report()
     parts = [
         f'<p class="claim-statement"><strong>{claim.id}</strong> “{html.escape(claim.statement)}” '
         f"<cite>— {html.escape(claim.claimed_by)}</cite></p>",
-        f"<p>Measured: {html.escape(measured)} <small>{claim.origin}</small></p>" if measured else "",
+        f"<p>Measured: {html.escape(measured)}</p>" if measured else "",
         f'<p class="verdict"><strong data-verdict="{verdict.name.lower()}">{verdict}</strong>. '
         f"{html.escape(claim.remark)}</p>",
     ]

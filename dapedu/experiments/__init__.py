@@ -18,7 +18,9 @@ import torch
 
 from dapedu.experiments import bandit
 
-RESULTS = Path(__file__).resolve().parents[2] / "data" / "results"
+# In a checkout the project's own results; from an installed package those of the folder one is in.
+_CHECKOUT = Path(__file__).resolve().parents[2]
+RESULTS = (_CHECKOUT if (_CHECKOUT / "pyproject.toml").exists() else Path.cwd()) / "data" / "results"
 
 EXPERIMENTS: dict[str, Callable[..., dict[str, Any]]] = {
     function.__name__: function
@@ -45,9 +47,7 @@ def run(name: str) -> Path:
     Raises:
         ValueError: there is no such experiment; the message lists them.
     """
-    if name not in EXPERIMENTS:
-        raise ValueError(f"run: no experiment {name!r}; there are {', '.join(EXPERIMENTS)}")
-    function = EXPERIMENTS[name]
+    function = EXPERIMENTS[_checked("run", name)]
     start = time.perf_counter()
     results = function()
     record = {
@@ -94,23 +94,30 @@ def load(name: str) -> dict[str, Any]:
         The record that `run` wrote; the numbers are under "results".
 
     Raises:
+        ValueError: there is no such experiment; the message lists them.
         FileNotFoundError: it was never run here; the message says how.
     """
-    path = RESULTS / f"{name}.json"
+    path = RESULTS / f"{_checked('load', name)}.json"
     if not path.exists():
         raise FileNotFoundError(f"data/results/{name}.json is missing; `dapedu results {name}` makes it")
     return json.loads(path.read_text(encoding="utf8"))
+
+
+def _checked(function: str, name: str) -> str:
+    if name not in EXPERIMENTS:
+        raise ValueError(f"{function}: no experiment {name!r}; there are {', '.join(EXPERIMENTS)}")
+    return name
 
 
 def _commit() -> str:
     """The commit the code was at, with a + where the package differs from it; "unknown" outside a git checkout."""
 
     def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", *words], cwd=RESULTS.parents[1], capture_output=True, text=True, check=True
-        ).stdout.strip()
+        return subprocess.run(["git", *words], cwd=_CHECKOUT, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != _CHECKOUT:
+            return "unknown"  # a copy inside somebody else's repository
         return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "dapedu") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -1,0 +1,45 @@
+"""The figures refuse what they would draw wrongly."""
+
+import itertools
+
+import matplotlib
+import pytest
+import torch
+
+from dapedu import plots
+
+matplotlib.use("Agg")
+
+
+def panel(n_responses: int) -> plots.BanditPanel:
+    policy = torch.full((2, 3, n_responses), 1 / n_responses)
+    return plots.BanditPanel("title", "DPO", policy, torch.tensor([0, 10, 20]), policy[0, 0])
+
+
+def test_a_grid_draws_a_line_and_a_limit_for_each_response():
+    plots.use_style()
+    figure = plots.bandit_grid([[panel(3), panel(3)]])
+    assert [len(axis.lines) for axis in figure.axes] == [4, 4]  # a, b, c, and their limits
+    assert figure.axes[0].texts[0].get_text() == "a, b, c"  # lines that end together share a name
+
+
+@pytest.mark.parametrize(("n_responses", "names"), [(4, "abcd"), (4, "abc"), (2, "abc")])
+def test_a_response_that_would_get_no_line_is_refused(n_responses, names):
+    with pytest.raises(ValueError, match=f"'title' has {n_responses} responses and {len(names)} names"):
+        plots.bandit_grid([[panel(n_responses)]], names=names)
+
+
+def test_names_at_the_ends_of_lines_do_not_overlap():
+    plots.use_style()
+    axis = plots.bandit_grid([[panel(3)]]).axes[0]
+    before = len(axis.texts)
+    plots.label_ends(axis, 20, [0.50, 0.53, 0.9], "xyz")
+    heights = sorted(text.get_position()[1] for text in axis.texts[before:])
+    bottom, top = axis.get_ylim()
+    assert all(upper - lower >= 0.089 * (top - bottom) for lower, upper in itertools.pairwise(heights))
+
+
+def test_corners_of_the_simplex_are_certainties():
+    corners = plots.to_simplex(torch.eye(3))
+    assert corners[:2].tolist() == [[0, 0], [1, 0]]
+    assert corners[2].tolist() == pytest.approx([0.5, 3**0.5 / 2])
