@@ -81,8 +81,6 @@ def browser(chromium):
     os.environ["PLAYWRIGHT_NODEJS_PATH"] = str(NODE)  # Playwright's own needs a libatomic few machines have
     executable, environment = chromium
     flags = ["--disable-gpu", "--disable-quic", "--disable-component-update", "--disable-sync"]
-    if os.geteuid() == 0:
-        flags.append("--no-sandbox")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, env=environment, args=flags)
         yield browser

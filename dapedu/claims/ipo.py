@@ -176,8 +176,8 @@ CLAIMS = (
         },
         measured=(
             "where b only ever loses, π(b) = {beaten_dpo:.3f} (DPO, β = 1), {beaten_ipo:.3f} (IPO, τ = 1) and "
-            "{beaten_ipo_small:.3f} (IPO, τ = .1); where c "
-            "never wins because nobody compared it, DPO keeps π(c) = {never_compared:.3f}."
+            "{beaten_ipo_small:.3f} (IPO, τ = .1); where c never wins because nobody compared it, DPO keeps "
+            "π(c) = {never_compared:.3f}."
         ),
         holds=lambda n: _only_dpo_removes_it(n) and n["never_compared"] < 0.01,
         holds_if=lambda n: _only_dpo_removes_it(n),
@@ -194,9 +194,9 @@ CLAIMS = (
         statement="Two actions, y1 always preferred: DPO ends at π(y1) = 1 for every τ, IPO at σ(1/(2τ)).",
         remark="Checked for τ = .1, .5 and 1.",
         evidence=_EVIDENCE,
-        numbers=lambda results: {
+        numbers=lambda results: {  # bounds: the stored means have seven decimals
             "dpo": max(_end(results, "two actions", f"DPO {beta}", "b") for beta in ("0.1", "0.5", "1")) + 1e-7,
-            "ipo": _worst_ipo(results, "two actions") + 1e-7,  # the stored numbers have seven decimals
+            "ipo": _worst_ipo(results, "two actions") + 1e-7,
         },
         measured="at the same number DPO leaves y2 at most {dpo:.1e}; IPO is off by at most {ipo:.1e}.",
         holds=lambda n: n["dpo"] < 1e-3 and n["ipo"] < 1e-3,
