@@ -30,10 +30,41 @@ def bradley_terry_loss(*, chosen_rewards: Tensor, rejected_rewards: Tensor) -> T
         TypeError: an argument is not a tensor of floats.
         ValueError: shapes differ.
 
-    Source: arXiv:2305.18290, Eq. 2.
+    Source: arXiv:2305.18290, Eq. 2. Book: eq-bradley-terry-loss.
     """
     _require_same_shape("bradley_terry_loss", chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards)
     return -F.logsigmoid(chosen_rewards - rejected_rewards)
+
+
+def plackett_luce_loss(*, ranked_rewards: Tensor) -> Tensor:
+    """Negative log-likelihood of a ranking under Plackett–Luce: pick the best, then the best of the rest, ….
+
+    ::
+
+        loss = −Σ_{j=1}^{k−1} [r_j − log Σ_{i≥j} exp(r_i)],   best first
+
+    With k = 2 this is `bradley_terry_loss`.
+
+    Args:
+        ranked_rewards: rewards of one prompt's completions in the order they were ranked, best first,
+            shape (rankings, k), k ≥ 2.
+
+    Returns:
+        Loss per ranking in nats, shape (rankings,), not averaged.
+
+    Raises:
+        TypeError: ranked_rewards is not a tensor of floats.
+        ValueError: it is not (rankings, k), or nothing is ranked (k < 2).
+
+    Source: arXiv:2305.18290, appendix A.3, for rewards; Plackett (1975). Book: eq-plackett-luce-loss.
+    """
+    _require_same_shape("plackett_luce_loss", ranked_rewards=ranked_rewards)
+    if ranked_rewards.ndim != 2 or ranked_rewards.shape[1] < 2:
+        raise ValueError(
+            f"plackett_luce_loss: ranked_rewards has shape {tuple(ranked_rewards.shape)}, expected (rankings, k), k ≥ 2"
+        )
+    best_of_rest = ranked_rewards.flip(1).logcumsumexp(dim=1).flip(1)  # log Σ_{i≥j} exp(r_i)
+    return (best_of_rest - ranked_rewards)[:, :-1].sum(dim=1)
 
 
 def slic_hf_loss(

@@ -1,35 +1,15 @@
-"""World 1, the bandit: n responses, π = softmax(θ), and a closed form to hold every curve against.
-
-The setting is §5.4 of the IPO paper (arXiv:2310.12036). A dataset is a list of (winner, loser) indices.
-Settings × seeds train together in one tensor, since one run is three numbers and a loop over runs would
-spend its time in Python.
-"""
+"""Softmax policies trained on comparisons, all settings × seeds in one tensor."""
 
 import inspect
 import math
-import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-import numpy as np
-import scipy.optimize
-import scipy.sparse.csgraph
-import scipy.special
 import torch
 from torch import Tensor
 
+from dapedu.bandit.comparisons import Pairs, checked_pairs, incidence_of, log_reference_of
 from dapedu.losses import dpo_loss, ipo_loss, spin_loss
-
-Pairs = Sequence[tuple[int, int]]
-
-# §5.4's three datasets over the responses a, b, c = 0, 1, 2. The text's D3 cannot show what its figure
-# shows (c is in no pair); "D3 as meant" is our reading: one response never wins, the other two are alike.
-DATASETS: dict[str, list[tuple[int, int]]] = {
-    "D1": [(0, 1), (1, 2), (0, 2)],
-    "D2": [(0, 1), (1, 2), (2, 0)],
-    "D3 as printed": [(0, 1), (1, 0)],
-    "D3 as meant": [(0, 1), (2, 1)],
-}
 
 
 class BanditRun(NamedTuple):
@@ -37,15 +17,6 @@ class BanditRun(NamedTuple):
 
     probabilities: Tensor  # (strengths, seeds, records, n_responses)
     steps: Tensor  # (records,), the optimiser steps after which each record was taken
-
-
-class WinGraph(NamedTuple):
-    """What the directed graph winner → loser says about a dataset, see `win_graph`."""
-
-    has_finite_optimum: bool  # every win lies on a directed cycle
-    is_unique: bool  # strongly connected: one optimum, up to the constant that a softmax ignores
-    groups: list[int]  # for each response the number of its strongly connected component
-    undefeated: list[bool]  # for each response whether no other component beats its own
 
 
 def train_bandit(
@@ -91,7 +62,7 @@ def train_bandit(
 
     Source: arXiv:2310.12036, §5.4. Book: eq-ipo-bandit.
     """
-    pairs = _checked_pairs("train_bandit", pairs, n_responses)
+    pairs = checked_pairs("train_bandit", pairs, n_responses)
     values = list(strengths) if isinstance(strengths, Iterable) else []
     if not values or not all(0 < value < math.inf for value in values):
         raise ValueError(f"train_bandit: strengths is {strengths}, expected one or more finite numbers > 0")
@@ -100,8 +71,8 @@ def train_bandit(
     for name, count in {"seeds": seeds, "steps": steps, "record_every": record_every}.items():
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"train_bandit: {name} is {count}, expected a whole number ≥ 1")
-    log_reference = _log_reference("train_bandit", reference, n_responses).to(device)
-    incidence = _incidence(pairs, n_responses).to(device)  # (pairs, n_responses)
+    log_reference = log_reference_of("train_bandit", reference, n_responses).to(device)
+    incidence = incidence_of(pairs, n_responses).to(device)  # (pairs, n_responses)
     strength = torch.tensor(values, dtype=torch.float64, device=device)[:, None, None]
     batches = draw_batches(len(pairs), seeds=seeds, steps=steps, batch_size=batch_size, seed=seed).to(device)
     if loss in _SLOPES:
@@ -157,134 +128,6 @@ def draw_batches(n_pairs: int, *, seeds: int, steps: int, batch_size: int | None
         for pair in range(n_pairs):
             shares[:, column, pair] = (drawn == pair).sum(dim=1, dtype=torch.float64) / batch_size
     return shares
-
-
-def ipo_optimum(pairs: Pairs, tau: float, *, n_responses: int, reference: Tensor | None = None) -> Tensor:
-    """The policy that minimises IPO's loss over the pairs: a least-squares problem with a closed form.
-
-    Responses that no chain of comparisons connects leave the optimum open; the one nearest to the
-    reference (the log-ratios of least norm) is returned, where a training run may end at another.
-
-    Args:
-        pairs: (winner, loser) indices.
-        tau: KL weight τ, > 0.
-        n_responses: how many responses there are.
-        reference: π_ref, shape (n_responses,); None is uniform.
-
-    Returns:
-        π, shape (n_responses,), float64.
-
-    Raises:
-        ValueError: an index, the reference or tau is out of range.
-
-    Source: arXiv:2310.12036, Eq. 17 and §5.4. Book: eq-ipo-optimum.
-    """
-    pairs = _checked_pairs("ipo_optimum", pairs, n_responses)
-    if not tau > 0:
-        raise ValueError(f"ipo_optimum: tau is {tau}, expected > 0")
-    targets = torch.full((len(pairs),), 1 / (2 * tau), dtype=torch.float64)
-    log_ratios = torch.linalg.pinv(_incidence(pairs, n_responses)) @ targets
-    return torch.softmax(_log_reference("ipo_optimum", reference, n_responses) + log_ratios, dim=0)
-
-
-def rlhf_optimum(rewards: Tensor, beta: float, *, reference: Tensor | None = None) -> Tensor:
-    """The policy that maximises E[r] − β KL(π‖π_ref): π* ∝ π_ref exp(r/β).
-
-    Args:
-        rewards: r, shape (..., n_responses); −∞ is allowed and gives probability 0.
-        beta: KL weight β, > 0.
-        reference: π_ref, shape (n_responses,); None is uniform.
-
-    Returns:
-        π*, shape (..., n_responses), float64.
-
-    Raises:
-        ValueError: the reference or beta is out of range.
-
-    Source: arXiv:2305.18290, Eq. 4. Book: eq-gibbs.
-    """
-    if not beta > 0:
-        raise ValueError(f"rlhf_optimum: beta is {beta}, expected > 0")
-    rewards = torch.as_tensor(rewards, dtype=torch.float64)
-    log_reference = _log_reference("rlhf_optimum", reference, rewards.shape[-1])
-    return torch.softmax(log_reference + rewards / beta, dim=-1)
-
-
-def bradley_terry_rewards(pairs: Pairs, *, n_responses: int) -> Tensor:
-    """The maximum-likelihood rewards of Bradley–Terry; `rlhf_optimum` of them is DPO's optimum.
-
-    Where no finite maximum exists (see `win_graph`) this is a limit of fits: a group of responses that
-    another group beats without ever losing to it, directly or through others, gets −∞, and DPO tends to
-    `rlhf_optimum` of that if one group is undefeated. The level between several undefeated groups is not
-    decided by the likelihood (in training, by counts and optimiser): here each group's rewards have mean 0.
-
-    Args:
-        pairs: (winner, loser) indices.
-        n_responses: how many responses there are.
-
-    Returns:
-        Rewards, shape (n_responses,), float64; some may be −∞.
-
-    Raises:
-        ValueError: an index is out of range.
-
-    Source: arXiv:2305.18290, Eq. 2; existence: Ford (1957). Book: eq-win-graph.
-    """
-    pairs = _checked_pairs("bradley_terry_rewards", pairs, n_responses)
-    graph = win_graph(pairs, n_responses=n_responses)
-    inside = [pair for pair in pairs if graph.groups[pair[0]] == graph.groups[pair[1]]]
-    rewards = np.zeros(n_responses)
-    if inside:
-        incidence = _incidence(inside, n_responses).numpy()
-
-        def loss_and_gradient(rewards: np.ndarray) -> tuple[float, np.ndarray]:
-            margins = incidence @ rewards
-            return np.logaddexp(0, -margins).sum(), -incidence.T @ scipy.special.expit(-margins)
-
-        def hessian(rewards: np.ndarray) -> np.ndarray:
-            win = scipy.special.expit(incidence @ rewards)
-            return (incidence.T * (win * (1 - win))) @ incidence
-
-        rewards = scipy.optimize.minimize(
-            loss_and_gradient, rewards, jac=True, hess=hessian, method="trust-exact", tol=1e-10
-        ).x
-        # The data leave each group's level open, and the solver drifts along it, to other policies.
-        same_group = np.equal.outer(graph.groups, graph.groups).astype(float)
-        rewards = rewards - same_group @ rewards / same_group.sum(axis=1)
-    rewards[~np.array(graph.undefeated)] = -np.inf
-    return torch.from_numpy(rewards)
-
-
-def win_graph(pairs: Pairs, *, n_responses: int) -> WinGraph:
-    """Whether Bradley–Terry's likelihood, and with it DPO's loss, has a finite and a unique optimum.
-
-    Finite exactly when every win lies on a directed cycle winner → loser → … → winner; unique exactly when
-    the graph is strongly connected.
-
-    Args:
-        pairs: (winner, loser) indices.
-        n_responses: how many responses there are.
-
-    Returns:
-        `WinGraph`.
-
-    Raises:
-        ValueError: an index is out of range.
-
-    Source: Ford (1957). Book: eq-win-graph.
-    """
-    pairs = _checked_pairs("win_graph", pairs, n_responses)
-    wins = np.zeros((n_responses, n_responses))
-    for winner, loser in pairs:
-        wins[winner, loser] = 1
-    n_groups, groups = scipy.sparse.csgraph.connected_components(wins, directed=True, connection="strong")
-    beaten_groups = {groups[loser] for winner, loser in pairs if groups[winner] != groups[loser]}
-    return WinGraph(
-        has_finite_optimum=not beaten_groups,
-        is_unique=n_groups == 1,
-        groups=groups.tolist(),
-        undefeated=[group not in beaten_groups for group in groups],
-    )
 
 
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8  # Adam's defaults, arXiv:1412.6980
@@ -350,42 +193,3 @@ def _autograd_gradient(loss: Callable[..., Tensor], strength: Tensor, pairs: Pai
         return torch.autograd.grad((losses * shares).sum(), leaf)[0]
 
     return gradient
-
-
-def _incidence(pairs: Pairs, n_responses: int) -> Tensor:
-    """Row k is e_winner − e_loser of pair k, shape (pairs, n_responses)."""
-    winners, losers = torch.tensor(pairs).T
-    one_hot = torch.eye(n_responses, dtype=torch.float64)
-    return one_hot[winners] - one_hot[losers]
-
-
-def _log_reference(function: str, reference: Tensor | None, n_responses: int) -> Tensor:
-    if reference is None:
-        return torch.full((n_responses,), -np.log(n_responses), dtype=torch.float64)
-    reference = torch.as_tensor(reference, dtype=torch.float64)
-    if reference.shape != (n_responses,):
-        raise ValueError(f"{function}: reference has shape {tuple(reference.shape)}, expected ({n_responses},)")
-    if not (reference > 0).all() or abs(reference.sum().item() - 1) > 1e-6:
-        raise ValueError(
-            f"{function}: reference is {reference.tolist()}, expected positive probabilities that sum to 1"
-        )
-    return reference.log()
-
-
-def _checked_pairs(function: str, pairs: Pairs, n_responses: int) -> list[tuple[int, int]]:
-    if not len(pairs):
-        raise ValueError(f"{function}: pairs is empty, expected at least one (winner, loser)")
-    checked = []
-    for number, pair in enumerate(pairs):
-        try:
-            winner, loser = map(operator.index, pair)
-            is_pair = winner != loser and min(winner, loser) >= 0 and max(winner, loser) < n_responses
-        except (TypeError, ValueError):  # not two whole numbers
-            is_pair = False
-        if not is_pair:
-            raise ValueError(
-                f"{function}: pair {number} is {pair!r}, expected two different indices from 0 to "
-                f"{n_responses - 1} (n_responses is {n_responses})"
-            )
-        checked.append((winner, loser))
-    return checked
