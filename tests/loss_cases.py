@@ -17,6 +17,7 @@ from dapedu.losses import (
     click_loss,
     dpo_loss,
     ipo_loss,
+    plackett_luce_loss,
     rrhf_loss,
     slic_hf_loss,
     spin_loss,
@@ -43,6 +44,21 @@ def bradley_terry_value(chosen_rewards, rejected_rewards):
 def bradley_terry_slopes(chosen_rewards, rejected_rewards):
     lost = 1 / (1 + math.exp(chosen_rewards - rejected_rewards))  # probability of the other outcome
     return {"chosen_rewards": -lost, "rejected_rewards": lost}
+
+
+def plackett_luce_value(ranked_rewards):
+    weights = [math.exp(reward) for reward in ranked_rewards]
+    return -math.log(math.prod(weight / sum(weights[place:]) for place, weight in enumerate(weights)))
+
+
+def plackett_luce_slopes(ranked_rewards):
+    weights = [math.exp(reward) for reward in ranked_rewards]
+    slopes = [0.0] * len(weights)
+    for place in range(len(weights) - 1):  # who is picked of those left, against who was expected
+        slopes[place] -= 1
+        for left in range(place, len(weights)):
+            slopes[left] += weights[left] / sum(weights[place:])
+    return {"ranked_rewards": slopes}
 
 
 def slic_hf_value(policy_chosen_logps, policy_rejected_logps, policy_target_logps, delta, sft_weight):
@@ -139,6 +155,7 @@ RRHF = ("candidate_logps", "candidate_lengths", "rewards")
 
 CASES = {
     "bradley_terry": Case(bradley_terry_loss, REWARDS, {}, bradley_terry_value, bradley_terry_slopes),
+    "plackett_luce": Case(plackett_luce_loss, ("ranked_rewards",), {}, plackett_luce_value, plackett_luce_slopes),
     "slic_hf": Case(slic_hf_loss, SLIC, {"delta": 1.5, "sft_weight": 0.3}, slic_hf_value, slic_hf_slopes),
     "dpo": Case(dpo_loss, FOUR, {"beta": 0.4}, dpo_value, dpo_slopes),
     "ipo": Case(ipo_loss, FOUR, {"tau": 0.3}, ipo_value, ipo_slopes),
@@ -158,6 +175,8 @@ def draw(case: Case, n: int = 64, seed: int = 0, dtype: torch.dtype = torch.floa
             "candidate_lengths": torch.randint(1, 9, (n, 4), generator=generator),
             "rewards": torch.randint(0, 4, (n, 4), generator=generator).to(dtype),
         }
+    if case.loss is plackett_luce_loss:
+        return {"ranked_rewards": 3 * torch.randn(n, 4, generator=generator, dtype=dtype) - 4}
     return {name: 3 * torch.randn(n, generator=generator, dtype=dtype) - 4 for name in case.floats}
 
 

@@ -6,7 +6,19 @@ import math
 import pytest
 import torch
 
-from dapedu.bandit import bradley_terry_rewards, ipo_optimum, rlhf_optimum, win_graph
+from dapedu.bandit import (
+    best_of_n,
+    bradley_terry_rewards,
+    count_wins,
+    fit_bradley_terry,
+    fit_ipo,
+    ipo_optimum,
+    order_with_flips,
+    rlhf_optimum,
+    sample_wins,
+    win_graph,
+    win_groups,
+)
 from dapedu.losses import dpo_loss, slic_hf_loss
 from tests.test_bandit import dpo_through_autograd, train
 
@@ -15,6 +27,7 @@ TAKES_PAIRS = {
     "ipo_optimum": lambda pairs: ipo_optimum(pairs, 0.5, n_responses=3),
     "bradley_terry_rewards": lambda pairs: bradley_terry_rewards(pairs, n_responses=3),
     "win_graph": lambda pairs: win_graph(pairs, n_responses=3),
+    "count_wins": lambda pairs: count_wins(pairs, n_responses=3),
 }
 
 
@@ -40,6 +53,7 @@ TAKES_A_REFERENCE = {
     "train_bandit": lambda reference: train([(0, 1)], dpo_loss, steps=1, reference=reference),
     "ipo_optimum": lambda reference: ipo_optimum([(0, 1)], 0.5, n_responses=3, reference=reference),
     "rlhf_optimum": lambda reference: rlhf_optimum(torch.zeros(3), 0.5, reference=reference),
+    "best_of_n": lambda reference: best_of_n(torch.zeros(3), 2, reference=reference),
 }
 
 
@@ -74,6 +88,84 @@ def test_a_strength_of_a_closed_form_must_be_positive(name, argument, call, valu
     with pytest.raises(ValueError, match=argument) as error:
         call(value)
     assert str(error.value) == f"{name}: {argument} is {value}, expected > 0"
+
+
+TAKES_WINS = {"fit_ipo": fit_ipo, "fit_bradley_terry": fit_bradley_terry, "win_groups": win_groups}
+
+
+@pytest.mark.parametrize("name", TAKES_WINS)
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (4, 3, 2)])
+def test_a_table_of_wins_is_square(name, shape):
+    """Oracle: function, argument and both shapes stand in the message."""
+    with pytest.raises(ValueError, match="wins") as error:
+        TAKES_WINS[name](torch.zeros(shape))
+    assert str(error.value) == f"{name}: wins has shape {shape}, expected (..., n_responses, n_responses)"
+
+
+@pytest.mark.parametrize("name", TAKES_WINS)
+@pytest.mark.parametrize(
+    ("place", "entry"), [((0, 1), -1.0), ((0, 1), math.nan), ((0, 1), math.inf), ((1, 1), 1.0)], ids=str
+)
+def test_a_table_of_wins_counts(name, place, entry):
+    """Oracle: function, argument and range stand in the message; one bad table in a batch is enough."""
+    wins = torch.zeros(2, 3, 3)
+    wins[1][place] = entry
+    with pytest.raises(ValueError, match="wins") as error:
+        TAKES_WINS[name](wins)
+    assert str(error.value) == (
+        f"{name}: wins has entries that count nothing, expected finite numbers ≥ 0 and a diagonal of 0"
+    )
+
+
+@pytest.mark.parametrize("ridge", [-0.1, math.nan, math.inf])
+@pytest.mark.parametrize("fit", [fit_ipo, fit_bradley_terry])
+def test_a_ridge_is_finite_and_not_negative(fit, ridge):
+    """Oracle: function, argument, value and range stand in the message."""
+    with pytest.raises(ValueError, match="ridge") as error:
+        fit(torch.zeros(2, 2), ridge=ridge)
+    assert str(error.value) == f"{fit.__name__}: ridge is {ridge}, expected a finite number ≥ 0"
+
+
+@pytest.mark.parametrize("n", [0, -1, 2.0])
+def test_best_of_n_wants_a_sample(n):
+    """Oracle: function, argument, value and range stand in the message."""
+    with pytest.raises(ValueError, match="n is") as error:
+        best_of_n(torch.zeros(3), n)
+    assert str(error.value) == f"best_of_n: n is {n}, expected a whole number ≥ 1"
+
+
+@pytest.mark.parametrize("flip", [-0.1, 0.6, math.nan])
+def test_a_flip_is_at_most_a_coins(flip):
+    """Oracle: function, argument, value and range stand in the message; above ½ the worse would win."""
+    with pytest.raises(ValueError, match="flip") as error:
+        order_with_flips(torch.zeros(3), flip)
+    assert str(error.value) == f"order_with_flips: flip is {flip}, expected from 0 to 0.5"
+
+
+EVEN = torch.full((2, 3, 3), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"win_probabilities": EVEN[0]}, r"win_probabilities has shape \(3, 3\), expected \(datasets, n, n\)"),
+        ({"win_probabilities": EVEN[:, :2]}, r"win_probabilities has shape \(2, 2, 3\), expected"),
+        ({"win_probabilities": EVEN[:, :1, :1]}, r"win_probabilities has shape \(2, 1, 1\), .* n at least 2"),
+        ({"win_probabilities": EVEN + 0.6}, "win_probabilities has entries outside 0 to 1"),
+        ({"win_probabilities": EVEN - 0.6}, "win_probabilities has entries outside 0 to 1"),
+        ({"win_probabilities": EVEN * math.nan}, "win_probabilities has entries outside 0 to 1"),
+        ({"comparisons": 0}, "comparisons is 0, expected a whole number ≥ 1"),
+        ({"comparisons": 2.5}, "comparisons is 2.5, expected a whole number ≥ 1"),
+        ({"proposal": torch.ones(2)}, r"proposal has shape \(2,\), expected \(3,\) or \(2, 3\)"),
+        ({"proposal": torch.ones(3, 3)}, r"proposal has shape \(3, 3\), expected \(3,\) or \(2, 3\)"),
+        ({"proposal": torch.tensor([0.5, 0.5, 0.0])}, "proposal has .* positive"),
+        ({"proposal": torch.tensor([0.5, 0.5, math.nan])}, "proposal has .* positive"),
+    ],
+)
+def test_sample_wins_names_what_it_cannot_sample(arguments, message):
+    """Oracle: function, argument and range stand in the message."""
+    with pytest.raises(ValueError, match=f"^sample_wins: {message}"):
+        sample_wins(**{"win_probabilities": EVEN, "comparisons": 5} | arguments)
 
 
 @pytest.mark.parametrize("strengths", [[], [0.5, 0.0], [-1.0], [0.5, math.nan], [math.inf], 0.5])

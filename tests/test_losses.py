@@ -1,5 +1,6 @@
 """Every loss against hand values, a float64 re-derivation, finite differences and its landmarks."""
 
+import itertools
 import math
 
 import pytest
@@ -10,6 +11,7 @@ from dapedu.losses import (
     click_loss,
     dpo_loss,
     ipo_loss,
+    plackett_luce_loss,
     rrhf_loss,
     slic_hf_loss,
     spin_loss,
@@ -43,6 +45,12 @@ HAND = {
         bradley_terry_loss,
         {"chosen_rewards": math.log(6), "rejected_rewards": math.log(2)},
         0.28768207245178,
+    ),
+    # e^r = 2, 3, 1, in this order: 2/6 · 3/4 = 1/4: loss log 4
+    "plackett_luce": (
+        plackett_luce_loss,
+        {"ranked_rewards": [math.log(2), math.log(3), 0.0]},
+        1.38629436111989,
     ),
     # max(0, 1.5 + 4 − 3) − .1 · (−8) = 2.5 + .8
     "slic_hf": (slic_hf_loss, PAIR | {"policy_target_logps": -8.0, "delta": 1.5, "sft_weight": 0.1}, 3.3),
@@ -127,6 +135,16 @@ def test_each_example_has_its_own_loss(case):
         torch.testing.assert_close(alone, together[i : i + 1], rtol=1e-13, atol=0)
 
 
+@each_loss
+def test_an_empty_batch_has_no_losses(case):
+    """Oracle: nothing in, nothing out, and a gradient of nothing."""
+    batch = draw(case, n=0, dtype=torch.float32)
+    losses = case.loss(**{name: batch[name].requires_grad_(name in case.floats) for name in batch}, **case.strengths)
+    assert (losses.shape, losses.dtype) == ((0,), torch.float32)
+    losses.sum().backward()
+    assert [batch[name].grad.shape for name in case.floats] == [batch[name].shape for name in case.floats]
+
+
 @pytest.mark.parametrize(
     ("case", "name"),
     [pytest.param(case, name, id=f"{key}-{name}") for key, case in CASES.items() for name in case.strengths],
@@ -165,10 +183,12 @@ def test_arguments_stay_as_they_were(case):
 def test_extreme_log_probabilities_stay_finite(case, dtype):
     """Oracle: linear tails. −log(sigmoid(x)) written naively is ∞ here and its gradient NaN."""
     names = case.floats
-    corners = torch.cartesian_prod(*[torch.tensor([-1e4, 1e4], dtype=dtype)] * max(len(names), 2))
-    if case.loss is rrhf_loss:
-        batch = {"candidate_logps": corners.clone().requires_grad_(), "candidate_lengths": torch.ones(4, 2)}
-        batch["rewards"] = torch.tensor([0.0, 1.0]).expand(4, 2)
+    corners = torch.cartesian_prod(*[torch.tensor([-1e4, 1e4], dtype=dtype)] * max(len(names), 3))
+    if case.loss is plackett_luce_loss:
+        batch = {"ranked_rewards": corners.clone().requires_grad_()}
+    elif case.loss is rrhf_loss:
+        batch = {"candidate_logps": corners.clone().requires_grad_(), "candidate_lengths": torch.ones_like(corners)}
+        batch["rewards"] = torch.arange(3).expand_as(corners)
     else:
         batch = {name: corners[:, i].clone().requires_grad_() for i, name in enumerate(names)}
     losses = case.loss(**batch, **case.strengths)
@@ -217,6 +237,25 @@ def test_dpo_is_bradley_terry_of_the_implicit_rewards():
         for role in ("chosen", "rejected")
     }
     torch.testing.assert_close(dpo_loss(**batch, beta=0.4), bradley_terry_loss(**rewards))
+
+
+def test_plackett_luce_of_two_is_bradley_terry():
+    """Oracle: `bradley_terry_loss`, and its gradient, on gaps from −30 to 30 nats."""
+    pairs = torch.stack([torch.linspace(-20, 10, 31), torch.linspace(10, -20, 31)], dim=1).double().requires_grad_()
+    ranked = plackett_luce_loss(ranked_rewards=pairs)
+    compared = bradley_terry_loss(chosen_rewards=pairs[:, 0], rejected_rewards=pairs[:, 1])
+    torch.testing.assert_close(ranked, compared, rtol=1e-12, atol=1e-14)
+    slopes = [torch.autograd.grad(losses.sum(), pairs)[0] for losses in (ranked, compared)]
+    torch.testing.assert_close(*slopes, rtol=1e-12, atol=1e-14)
+
+
+def test_plackett_luce_is_a_distribution_over_rankings():
+    """Oracle: all 24 rankings of four, one by one: those that i leads have probability softmax(r)_i together."""
+    rewards = torch.tensor([1.3, -0.4, 2.1, 0.0], dtype=torch.float64)
+    rankings = torch.tensor(list(itertools.permutations(range(4))))
+    probabilities = torch.exp(-plackett_luce_loss(ranked_rewards=rewards[rankings]))
+    led_by = torch.stack([probabilities[rankings[:, 0] == i].sum() for i in range(4)])
+    torch.testing.assert_close(led_by, torch.softmax(rewards, dim=0), rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("tau", [0.1, 0.5, 1.0])

@@ -7,6 +7,7 @@ import torch
 
 from dapedu.losses import (
     dpo_loss,
+    plackett_luce_loss,
     rrhf_loss,
 )
 from tests.loss_cases import (
@@ -65,6 +66,14 @@ def test_rrhf_wants_prompts_by_candidates():
     with pytest.raises(ValueError, match="candidate_logps") as error:
         rrhf_loss(**batch, sft_weight=1.0)
     assert message_of(error) == "rrhf_loss: candidate_logps has shape (4,), expected (prompts, k)"
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1), (4, 0), (2, 4, 3)])
+def test_plackett_luce_wants_rankings_of_at_least_two(shape):
+    """Oracle: function, argument and both shapes stand in the message; a ranking of one ranks nothing."""
+    with pytest.raises(ValueError, match="shape") as error:
+        plackett_luce_loss(ranked_rewards=torch.zeros(shape))
+    assert message_of(error) == f"plackett_luce_loss: ranked_rewards has shape {shape}, expected (rankings, k), k ≥ 2"
 
 
 @each_tensor

@@ -12,6 +12,7 @@ from docutils.nodes import Element
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+from sphinx.ext import autodoc
 
 ARXIV = re.compile(r"(?<![\w/`])arXiv:(\d{4}\.\d{4,5})")
 BOOK = re.compile(r"\bBook: (eq-[\w-]+(?:, eq-[\w-]+)*)")
@@ -48,6 +49,8 @@ def keep_plain(app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode:
 
 
 def setup(app: Sphinx) -> dict:
+    # A widget's signature is its __init__'s; autodoc would show the one that traitlets gives every widget.
+    autodoc._CLASS_NEW_BLACKLIST.append("traitlets.traitlets.HasDescriptors.__new__")
     after_napoleon = 900
     app.connect("autodoc-process-docstring", link_sources, priority=after_napoleon)
     app.connect("missing-reference", keep_plain)

@@ -1,20 +1,23 @@
 """Sphinx extension: a page of the book asks nothing outside the machine.
 
-Sphinx and MyST-NB point at CDNs for MathJax, require.js and the widget manager. Here they come from
-node_modules, whose versions the lock file pins. They are staged outside book/_static because Jupyter Book
-puts every script found there into every page. A missing file stops the build: a page that works only with
-a network would look right to whoever builds it.
+Sphinx and MyST-NB point at CDNs for MathJax, require.js, the widget manager and anywidget. Here they come from
+node_modules, whose versions the lock file pins, and from anywidget's own Python package. They are staged outside
+book/_static because Jupyter Book puts every script found there into every page. A missing file stops the build: a
+page that works only with a network would look right to whoever builds it.
 """
 
 import shutil
 from pathlib import Path
 
+import anywidget
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.errors import ExtensionError
 
 NODE_MODULES = Path(__file__).parents[2] / "node_modules"
 HTML_MANAGER = "@jupyter-widgets/html-manager/dist"
+
+ANYWIDGET = Path(anywidget.__file__).parent / "nbextension" / "index.js"
 
 # From node_modules (files, folders or patterns) → folder under _static/vendor.
 ASSETS = {
@@ -26,10 +29,14 @@ ASSETS = {
     f"{HTML_MANAGER}/*.woff2": "html-manager",
 }
 
-# The widget manager's fonts are relative to its module; ipywidgets still speaks to MathJax 2's Hub.
+# The widget manager's fonts are relative to its modules; ipywidgets still speaks to MathJax 2's Hub.
 REQUIRE_CONFIG = """\
-requirejs.config({paths: {"@jupyter-widgets/html-manager/dist":
-  (document.documentElement.dataset.content_root || "./") + "_static/vendor/html-manager"}});
+const vendor = (document.documentElement.dataset.content_root || "./") + "_static/vendor/";
+requirejs.config({paths: {
+  "@jupyter-widgets/html-manager": vendor + "html-manager/index",
+  "@jupyter-widgets/html-manager/dist": vendor + "html-manager",
+  "anywidget": vendor + "anywidget/index",
+}});
 window.addEventListener("DOMContentLoaded", () => {
   if (window.MathJax && !MathJax.Hub)
     MathJax.Hub = {Queue: (call) => call && call[2] && MathJax.typesetPromise?.([call[2]])};
@@ -49,6 +56,8 @@ def stage(folder: Path) -> None:
         for source in sources:
             copy = shutil.copytree if source.is_dir() else shutil.copy
             copy(source, vendor / target / source.name)
+    (vendor / "anywidget").mkdir()
+    shutil.copy(ANYWIDGET, vendor / "anywidget")
     (vendor / "require-config.js").write_text(REQUIRE_CONFIG, encoding="utf8")
 
 

@@ -46,11 +46,13 @@ def order_with_flips(rewards: Tensor, flip: float) -> Tensor:
         p(row beats column), shape (..., n_responses, n_responses), float64.
 
     Raises:
-        ValueError: flip is out of range.
+        ValueError: flip is out of range, or a reward is no number.
     """
     if not 0 <= flip <= 0.5:
         raise ValueError(f"order_with_flips: flip is {flip}, expected from 0 to 0.5")
     rewards = torch.as_tensor(rewards, dtype=torch.float64)
+    if rewards.isnan().any():
+        raise ValueError("order_with_flips: rewards has entries that are no number")
     return 0.5 + (0.5 - flip) * torch.sign(rewards[..., :, None] - rewards[..., None, :])
 
 
@@ -75,13 +77,14 @@ def sample_wins(
     p = torch.as_tensor(win_probabilities, dtype=torch.float64).numpy()
     if p.ndim != 3 or p.shape[1] != p.shape[2] or p.shape[1] < 2:
         raise ValueError(f"sample_wins: win_probabilities has shape {p.shape}, expected (datasets, n, n), n at least 2")
-    if not ((p >= 0) & (p <= 1)).all():
-        raise ValueError("sample_wins: win_probabilities has entries outside 0 to 1")
+    one_side_wins = np.abs(p + p.swapaxes(1, 2) - 1) < 1e-9
+    if not ((p >= 0) & (p <= 1) & (one_side_wins | np.eye(p.shape[1], dtype=bool))).all():
+        raise ValueError("sample_wins: win_probabilities has entries outside 0 to 1, or p(i, j) + p(j, i) is not 1")
     if not isinstance(comparisons, int) or comparisons < 1:
         raise ValueError(f"sample_wins: comparisons is {comparisons}, expected a whole number ≥ 1")
     datasets, n, _ = p.shape
     mu = np.full(n, 1 / n) if proposal is None else torch.as_tensor(proposal, dtype=torch.float64).numpy()
-    if mu.shape not in {(n,), (datasets, n)} or not (mu > 0).all():
+    if mu.shape not in {(n,), (datasets, n)} or not ((mu > 0) & np.isfinite(mu)).all():
         raise ValueError(f"sample_wins: proposal has shape {mu.shape}, expected ({n},) or ({datasets}, {n}), positive")
     first, second = np.triu_indices(n, k=1)
     weights = mu[..., first] * mu[..., second]

@@ -1,5 +1,6 @@
 """Where the losses lead on a dataset, in closed form or by Newton's method, and when that is finite."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -60,17 +61,19 @@ def best_of_n(rewards: Tensor, n: int, *, reference: Tensor | None = None) -> Te
         Probabilities, shape (..., n_responses), float64.
 
     Raises:
-        ValueError: the reference or n is out of range.
+        ValueError: the reference or n is out of range, or a reward is no number.
 
     Source: arXiv:2009.01325, best-of-n as a policy. Book: eq-best-of-n.
     """
     if not isinstance(n, int) or n < 1:
         raise ValueError(f"best_of_n: n is {n}, expected a whole number ≥ 1")
     rewards = torch.as_tensor(rewards, dtype=torch.float64)
-    probabilities = log_reference_of("best_of_n", reference, rewards.shape[-1]).exp()
-    not_better = (rewards[..., None, :] <= rewards[..., :, None]).double() @ probabilities  # P(r ≤ this one's)
+    if rewards.isnan().any():
+        raise ValueError("best_of_n: rewards has entries that are no number")
+    probabilities = torch.softmax(log_reference_of("best_of_n", reference, rewards.shape[-1]), dim=-1)
     worse = (rewards[..., None, :] < rewards[..., :, None]).double() @ probabilities
-    return (not_better**n - worse**n) * probabilities / (not_better - worse)
+    tied = (rewards[..., None, :] == rewards[..., :, None]).double() @ probabilities
+    return ((worse + tied) ** n - worse**n) * probabilities / tied
 
 
 def ipo_optimum(pairs: Pairs, tau: float, *, n_responses: int, reference: Tensor | None = None) -> Tensor:
@@ -99,25 +102,29 @@ def ipo_optimum(pairs: Pairs, tau: float, *, n_responses: int, reference: Tensor
     return torch.softmax(log_reference_of("ipo_optimum", reference, n_responses) + log_ratios / tau, dim=0)
 
 
-def fit_ipo(wins: Tensor) -> Tensor:
+def fit_ipo(wins: Tensor, *, ridge: float = 0.0) -> Tensor:
     """The log-ratios that minimise IPO's loss at τ = 1, for many datasets at once; at another τ, divide by it.
 
     Args:
         wins: counts as of `count_wins`, shape (..., n_responses, n_responses).
+        ridge: weight of ½ Σ d² beside the mean loss of a comparison, ≥ 0.
 
     Returns:
         d = log π/π_ref up to a constant, of least norm, shape (..., n_responses), float64.
 
     Raises:
-        ValueError: wins is no table of counts.
+        ValueError: wins is no table of counts, or ridge is negative.
 
     Source: arXiv:2310.12036, Eq. 17. Book: eq-ipo-optimum.
     """
     wins = _checked_wins("fit_ipo", wins)
+    _require_ridge("fit_ipo", ridge)
     # The normal equations of Σ wins (d_w − d_l − ½)²: the graph's Laplacian against half the net wins.
-    net_wins = (wins - wins.mT).sum(dim=-1)
+    half_net_wins = (wins - wins.mT).sum(dim=-1, keepdim=True) / 2
     laplacian = _laplacian(wins + wins.mT)
-    return (torch.linalg.pinv(laplacian, hermitian=True) @ (net_wins / 2)[..., None])[..., 0]
+    if ridge:
+        return torch.linalg.solve(laplacian + ridge / 2 * _total_identity(wins), half_net_wins)[..., 0]
+    return (torch.linalg.pinv(laplacian, hermitian=True) @ half_net_wins)[..., 0]
 
 
 def bradley_terry_rewards(pairs: Pairs, *, n_responses: int) -> Tensor:
@@ -163,16 +170,14 @@ def fit_bradley_terry(wins: Tensor, *, ridge: float = 0.0) -> Tensor:
     Source: arXiv:2305.18290, Eq. 2; existence: Ford (1957). Book: eq-win-graph.
     """
     wins = _checked_wins("fit_bradley_terry", wins)
-    if not ridge >= 0:
-        raise ValueError(f"fit_bradley_terry: ridge is {ridge}, expected ≥ 0")
-    identity = torch.eye(wins.shape[-1], dtype=torch.float64)
+    _require_ridge("fit_bradley_terry", ridge)
     if ridge:
-        total = wins.sum(dim=(-2, -1), keepdim=True)
-        return _newton(wins, quadratic=ridge * total * identity, anchor=torch.zeros_like(identity))
+        quadratic = ridge * _total_identity(wins)
+        return _newton(wins, quadratic=quadratic, anchor=torch.zeros_like(wins))
     same, undefeated = win_groups(wins)
-    # The likelihood leaves each group's level open; the anchor makes the Hessian regular there.
-    rewards = _newton(wins * same, quadratic=torch.zeros_like(identity), anchor=same.double())
-    rewards = rewards - (same.double() @ rewards[..., None])[..., 0] / same.sum(dim=-1)
+    # The likelihood leaves each group's level open; the anchor makes the Hessian regular there, and keeps the
+    # mean of a group where it starts, at 0.
+    rewards = _newton(wins * same, quadratic=torch.zeros_like(wins), anchor=same.double())
     return torch.where(undefeated, rewards, -torch.inf)
 
 
@@ -241,6 +246,11 @@ def _newton(wins: Tensor, *, quadratic: Tensor, anchor: Tensor) -> Tensor:
     raise RuntimeError("fit_bradley_terry: Newton's method did not converge in 200 steps")
 
 
+def _total_identity(wins: Tensor) -> Tensor:
+    """The number of comparisons times the identity: a ridge beside a mean, as one beside a sum."""
+    return wins.sum(dim=(-2, -1), keepdim=True).clamp(min=1) * torch.eye(wins.shape[-1], dtype=torch.float64)
+
+
 def _laplacian(weights: Tensor) -> Tensor:
     return torch.diag_embed(weights.sum(dim=-1)) - weights
 
@@ -254,3 +264,8 @@ def _checked_wins(function: str, wins: Tensor) -> Tensor:
             f"{function}: wins has entries that count nothing, expected finite numbers ≥ 0 and a diagonal of 0"
         )
     return wins
+
+
+def _require_ridge(function: str, ridge: float) -> None:
+    if not 0 <= ridge < math.inf:
+        raise ValueError(f"{function}: ridge is {ridge}, expected a finite number ≥ 0")

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dapedu.experiments import bandit
+from dapedu.experiments import bandit, noise, objective
 
 # In a checkout the project's own results; from an installed package those of the folder one is in.
 _CHECKOUT = Path(__file__).resolve().parents[2]
@@ -31,6 +31,10 @@ EXPERIMENTS: dict[str, Callable[..., dict[str, Any]]] = {
         bandit.displacement,
         bandit.kl_at_the_edge,
         bandit.bandit_benchmark,
+        objective.best_of_n_kl,
+        objective.beta_and_kl,
+        noise.noise_map,
+        noise.noise_stopping,
     )
 }
 

@@ -1,0 +1,454 @@
+// The three-response laboratory: `dapedu.bandit` once more, in the page, where no Python runs.
+//
+// The upper half is pure and is compared with the package under node (tests/test_laboratory.py). The lower half
+// draws it: an anywidget in JupyterLab and in the rendered book, from a Blob URL, so it imports nothing.
+
+export const NAMES = ["a", "b", "c"];
+const [BETA_1, BETA_2, EPSILON] = [0.9, 0.999, 1e-8]; // Adam's defaults
+
+const matrix = (n, entry) => Array.from({ length: n }, (_, i) => Array.from({ length: n }, (_, j) => entry(i, j)));
+const sum = (values) => values.reduce((total, value) => total + value, 0);
+const sigmoid = (z) => 1 / (1 + Math.exp(-z));
+
+/** π ∝ reference · exp(logRatios); −∞ gives 0. */
+export function tilt(reference, logRatios) {
+  const logs = reference.map((p, i) => Math.log(p) + logRatios[i]);
+  const largest = Math.max(...logs);
+  const weights = logs.map((log) => Math.exp(log - largest));
+  return weights.map((weight) => weight / sum(weights));
+}
+
+/** wins[i][j]: how often i beat j. */
+export function countWins(pairs, n = NAMES.length) {
+  const wins = matrix(n, () => 0);
+  for (const [winner, loser] of pairs) wins[winner][loser] += 1;
+  return wins;
+}
+
+/** The win graph's strongly connected components, and what they say of DPO's optimum. */
+export function winGraph(wins) {
+  const n = wins.length;
+  const reaches = matrix(n, (i, j) => i === j || wins[i][j] > 0);
+  for (let k = 0; k < n; k++)
+    for (let i = 0; i < n; i++) for (let j = 0; j < n; j++) reaches[i][j] ||= reaches[i][k] && reaches[k][j];
+  const same = matrix(n, (i, j) => reaches[i][j] && reaches[j][i]);
+  const indices = [...wins.keys()];
+  const undefeated = indices.map((j) => indices.every((i) => !reaches[i][j] || reaches[j][i]));
+  return {
+    same,
+    groups: same.map((row) => row.indexOf(true)),
+    undefeated,
+    hasFiniteOptimum: undefeated.every(Boolean),
+    isUnique: same.flat().every(Boolean),
+  };
+}
+
+/** Gaussian elimination with pivoting, for the few unknowns there are. */
+function solve(coefficients, right) {
+  const rows = coefficients.map((row, i) => [...row, right[i]]);
+  const n = rows.length;
+  for (let k = 0; k < n; k++) {
+    const pivot = rows.slice(k).reduce((best, row, i) => (Math.abs(row[k]) > Math.abs(rows[best][k]) ? k + i : best), k);
+    [rows[k], rows[pivot]] = [rows[pivot], rows[k]];
+    for (let i = 0; i < n; i++) {
+      if (i === k) continue;
+      const factor = rows[i][k] / rows[k][k];
+      for (let j = k; j <= n; j++) rows[i][j] -= factor * rows[k][j];
+    }
+  }
+  return rows.map((row, i) => row[n] / row[i]);
+}
+
+const laplacian = (weights, anchor) => matrix(weights.length, (i, j) => (i === j ? sum(weights[i]) : -weights[i][j]) + anchor[i][j]);
+
+/** Bradley–Terry's rewards: −∞ for a group that is beaten and never beats back, mean 0 in each other group. */
+export function bradleyTerryRewards(wins) {
+  const { same, undefeated } = winGraph(wins);
+  const n = wins.length;
+  const anchor = matrix(n, (i, j) => Number(same[i][j])); // the level of each group is open
+  let rewards = Array(n).fill(0);
+  for (let step = 0; step < 100; step++) {
+    const win = matrix(n, (i, j) => sigmoid(rewards[i] - rewards[j]));
+    const met = matrix(n, (i, j) => (same[i][j] ? wins[i][j] + wins[j][i] : 0));
+    const gradient = met.map((row, i) => sum(row.map((m, j) => m * win[i][j] - (same[i][j] ? wins[i][j] : 0))));
+    const curvature = matrix(n, (i, j) => met[i][j] * win[i][j] * (1 - win[i][j]));
+    const newton = solve(laplacian(curvature, anchor), gradient);
+    const shrink = 2 / Math.max(2, ...newton.map(Math.abs)); // at most 2 nats a step
+    rewards = rewards.map((reward, i) => reward - shrink * newton[i]);
+    if (Math.max(...newton.map(Math.abs)) < 1e-13) break;
+  }
+  return rewards.map((reward, i) => {
+    const group = rewards.filter((_, j) => same[i][j]);
+    return undefeated[i] ? reward - sum(group) / group.length : -Infinity;
+  });
+}
+
+/** IPO's log-ratios at τ = 1, of least norm. */
+export function ipoLogRatios(wins) {
+  const met = matrix(wins.length, (i, j) => wins[i][j] + wins[j][i]);
+  const { same } = winGraph(met); // whom a chain of comparisons connects
+  const halfNetWins = wins.map((row, i) => sum(row.map((count, j) => count - wins[j][i])) / 2);
+  return solve(laplacian(met, matrix(wins.length, (i, j) => Number(same[i][j]))), halfNetWins);
+}
+
+/** Where a method's policy should end, or its limit. */
+export function optimum({ wins, method, strength, reference }) {
+  const fitted = method === "DPO" ? bradleyTerryRewards(wins) : ipoLogRatios(wins);
+  return tilt(reference, fitted.map((value) => value / strength));
+}
+
+/** Steps at which to record: 0 and then evenly spaced on a logarithmic axis, the last one included. */
+export function recordedSteps(steps, count = 120) {
+  const spaced = Array.from({ length: count }, (_, i) => Math.round(steps ** (i / (count - 1))));
+  return [...new Set([0, ...spaced])];
+}
+
+/** Adam on the whole dataset from the reference on; π after each recorded step. */
+export function train({ wins, method, strength, reference, steps, lr = 0.01, records = recordedSteps(steps) }) {
+  const total = sum(wins.flat());
+  const pairs = wins.flatMap((row, w) => row.map((count, l) => [w, l, count / total])).filter(([, , share]) => share > 0);
+  const slope =
+    method === "DPO" ? (h) => -strength * sigmoid(-strength * h) : (h) => 2 * (h - 1 / (2 * strength)); // dL/dh
+  const [logRatios, gradient, first, second] = Array.from({ length: 4 }, () => new Float64Array(wins.length));
+  const probabilities = [];
+  let next = 0;
+  let [power1, power2] = [1, 1]; // of Adam's constants, for the bias of its moments
+  for (let step = 0; step <= steps; step++) {
+    if (records[next] === step) {
+      probabilities.push(tilt(reference, logRatios));
+      next += 1;
+    }
+    gradient.fill(0);
+    power1 *= BETA_1;
+    power2 *= BETA_2;
+    for (const [winner, loser, share] of pairs) {
+      const push = share * slope(logRatios[winner] - logRatios[loser]);
+      gradient[winner] += push;
+      gradient[loser] -= push;
+    }
+    for (let i = 0; i < gradient.length; i++) {
+      first[i] += (1 - BETA_1) * (gradient[i] - first[i]);
+      second[i] = BETA_2 * second[i] + (1 - BETA_2) * gradient[i] ** 2;
+      const scale = Math.sqrt(second[i] / (1 - power2)) + EPSILON;
+      logRatios[i] -= (lr / (1 - power1)) * (first[i] / scale);
+    }
+  }
+  return { steps: records, probabilities };
+}
+
+// ---- words ----
+
+const listed = (words) => (words.length < 2 ? words.join("") : `${words.slice(0, -1).join(", ")} and ${words.at(-1)}`);
+const percent = (p) => `${p > 0 && p < 0.0005 ? "under 0.1" : (100 * p).toFixed(1)} %`;
+const shares = (policy) => policy.map((p, i) => `${NAMES[i]} ${percent(p)}`).join(", ");
+
+/** What the win graph says, in a sentence or two. */
+export function verdict(wins) {
+  if (!sum(wins.flat())) return "No comparisons: nothing to learn, the policy stays at the reference.";
+  const { same, undefeated, hasFiniteOptimum, isUnique } = winGraph(wins);
+  const leaders = [...new Set(same.filter((_, i) => undefeated[i]).map((row) => `{${NAMES.filter((_, j) => row[j]).join(", ")}}`))];
+  const open = leaders.length > 1 ? ` The level between ${listed(leaders)} is left open by the likelihood.` : "";
+  if (hasFiniteOptimum)
+    return `Finite optimum: every win lies on a cycle of wins.${isUnique ? " It is the only one." : open}`;
+  const stray = wins.flatMap((row, w) => row.flatMap((count, l) => (count && !same[w][l] ? [`${NAMES[w]} over ${NAMES[l]}`] : [])));
+  const lost = NAMES.filter((_, i) => !undefeated[i]);
+  return `Finite optimum: none for DPO. The ${stray.length > 1 ? "wins" : "win"} of ${listed(stray)} ${stray.length > 1 ? "lie" : "lies"} on no cycle of wins, so DPO sends ${listed(lost)} to 0 at every β.${open}`;
+}
+
+/** What the curves do, for who hears the page. */
+export function describe({ method, strength, run, reference, limit }) {
+  const symbol = method === "DPO" ? "β" : "τ";
+  const end = run.probabilities.at(-1);
+  const moves = end.map((p, i) => {
+    const change = p - reference[i];
+    return `${NAMES[i]} ${Math.abs(change) < 0.005 ? "stays" : change > 0 ? "rises" : "falls"}`;
+  });
+  const there = limit.every((p, i) => p === null || Math.abs(p - end[i]) < 0.005);
+  const target = limit.map((p, i) => (p === null ? `${NAMES[i]} undecided` : `${NAMES[i]} ${percent(p)}`)).join(", ");
+  return `${method}, ${symbol} = ${strength}: ${moves.join(", ")}; after ${run.steps.at(-1).toLocaleString("en")} steps ${shares(end)}. ${
+    there ? "It has reached its limit" : "Its limit is further on"
+  }: ${target}.`;
+}
+
+// ---- drawing ----
+
+const SVG = "http://www.w3.org/2000/svg";
+const DASHES = ["", "7 4", "2 4"]; // of the responses a, b, c, as in the book's figures
+const CORNERS = [[30, 190], [230, 190], [130, 17]]; // of a, b, c
+let laboratories = 0; // on this page: ids must differ
+
+function build(tag, attributes = {}, ...children) {
+  const element = tag.startsWith("svg:") ? document.createElementNS(SVG, tag.slice(4)) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value !== null && value !== false) element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children);
+  return element;
+}
+
+const svg = (width, height, label, ...children) =>
+  build("svg:svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label }, ...children);
+const text = (x, y, words, attributes = {}) => build("svg:text", { x, y, ...attributes }, words);
+const path = (points) => `M${points.map(([x, y]) => `${x.toFixed(2)},${y.toFixed(2)}`).join("L")}`;
+const inTriangle = (policy) => [0, 1].map((axis) => sum(policy.map((p, i) => p * CORNERS[i][axis])));
+
+/** The win graph: an arrow from winner to loser, dashed where the win lies on no cycle. */
+function drawGraph(wins) {
+  const { same } = winGraph(wins);
+  const parts = [];
+  for (const [w, row] of wins.entries())
+    for (const [l, count] of row.entries()) {
+      if (!count) continue;
+      const [[x1, y1], [x2, y2]] = [CORNERS[w], CORNERS[l]];
+      const length = Math.hypot(x2 - x1, y2 - y1);
+      const [ux, uy] = [(x2 - x1) / length, (y2 - y1) / length];
+      const bend = wins[l][w] ? 20 : 0; // two arrows between the same two bow apart
+      const [mx, my] = [(x1 + x2) / 2 - uy * bend, (y1 + y2) / 2 + ux * bend];
+      const [sx, sy, ex, ey] = [x1 + 20 * ux, y1 + 20 * uy, x2 - 24 * ux, y2 - 24 * uy];
+      const [tx, ty] = [ex - mx, ey - my].map((value, _, both) => value / Math.hypot(...both));
+      const head = [[ex + 5 * tx, ey + 5 * ty], [ex - 6 * tx - 5 * ty, ey - 6 * ty + 5 * tx], [ex - 6 * tx + 5 * ty, ey - 6 * ty - 5 * tx]];
+      const kind = same[w][l] ? "lab-arrow" : "lab-arrow lab-stray";
+      parts.push(build("svg:path", { d: `M${sx},${sy}Q${mx},${my} ${ex},${ey}`, class: kind }));
+      parts.push(build("svg:path", { d: `${path(head)}Z`, class: `${kind} lab-head` }));
+      if (count > 1) parts.push(text(mx - 10 * uy, my + 10 * ux + 4, `×${count}`, { "text-anchor": "middle", class: "lab-small" }));
+    }
+  for (const [i, [x, y]] of CORNERS.entries())
+    parts.push(build("svg:circle", { cx: x, cy: y, r: 15, class: "lab-node" }), text(x, y + 5, NAMES[i], { "text-anchor": "middle" }));
+  const arrows = wins.flatMap((row, w) => row.flatMap((n, l) => (n ? [`${NAMES[w]} beats ${NAMES[l]} ${n === 1 ? "once" : `${n} times`}`] : [])));
+  return svg(260, 212, `Win graph: ${arrows.length ? listed(arrows) : "no arrows"}.`, ...parts);
+}
+
+/** The simplex: each method's path from the reference (square) to where it is; diamonds where it should end. */
+function drawTriangle(runs, reference, place) {
+  const parts = [build("svg:path", { d: `${path(CORNERS)}Z`, class: "lab-ground" })];
+  for (const level of [0.25, 0.5, 0.75])
+    for (const corner of [0, 1, 2]) {
+      const ends = [1, 2].map((turn) => NAMES.map((_, i) => (i === corner ? level : i === (corner + turn) % 3 ? 1 - level : 0)));
+      parts.push(build("svg:path", { d: path(ends.map(inTriangle)), class: "lab-grid" }));
+    }
+  for (const [i, [x, y]] of CORNERS.entries())
+    parts.push(text(x + [-14, 14, 0][i], y + [10, 10, -4][i], NAMES[i], { "text-anchor": "middle" }));
+  const [rx, ry] = inTriangle(reference);
+  for (const { method, run, limit } of runs) {
+    const done = run.probabilities.slice(0, place + 1).map(inTriangle);
+    parts.push(build("svg:path", { d: path(done), class: `lab-line lab-${method}`, "stroke-dasharray": method === "IPO" ? "6 3" : "" }));
+    if (limit.every((p) => p !== null)) parts.push(diamond(...inTriangle(limit)));
+    const [x, y] = done.at(-1);
+    parts.push(build("svg:circle", { cx: x, cy: y, r: 5, class: `lab-dot lab-${method}` }), text(x + 9, y + (method === "DPO" ? -4 : 13), method, { class: "lab-small" }));
+  }
+  parts.push(build("svg:rect", { x: rx - 4, y: ry - 4, width: 8, height: 8, class: "lab-mark" }));
+  const where = runs.map(({ method, run }) => `${method} at ${shares(run.probabilities[place])}`);
+  return svg(260, 212, `Triangle of policies, the reference at ${shares(reference)}; ${listed(where)}.`, ...parts);
+}
+
+const diamond = (x, y) => build("svg:path", { d: `M${x},${y - 6}L${x + 6},${y}L${x},${y + 6}L${x - 6},${y}Z`, class: "lab-mark" });
+
+/** Probability of each response over the steps, on a logarithmic axis, with diamonds at the limit. */
+function drawCurves({ method, symbol, strength, run, limit, place }) {
+  const [left, right, top, bottom] = [34, 268, 22, 172];
+  const across = (step) => left + (Math.log(Math.max(step, 1)) / Math.log(run.steps.at(-1))) * (right - left);
+  const up = (p) => bottom - p * (bottom - top);
+  const parts = [text((left + right) / 2, 13, `${method}, ${symbol} = ${strength}`, { "text-anchor": "middle" })];
+  for (const p of [0, 0.5, 1]) {
+    parts.push(build("svg:path", { d: `M${left},${up(p)}H${right}`, class: "lab-grid" }));
+    parts.push(text(left - 6, up(p) + 4, p, { "text-anchor": "end", class: "lab-small" }));
+  }
+  for (let step = 1; step <= run.steps.at(-1); step *= 10) {
+    const words = step.toLocaleString("en");
+    parts.push(text(across(step), bottom + 16, words, { "text-anchor": "middle", class: "lab-small" }));
+  }
+  parts.push(text((left + right) / 2, bottom + 31, "step", { "text-anchor": "middle", class: "lab-small" }));
+  const done = run.probabilities.slice(0, place + 1);
+  for (const i of NAMES.keys()) {
+    const points = done.map((policy, at) => [across(run.steps[at]), up(policy[i])]);
+    parts.push(build("svg:path", { d: path(points), class: `lab-line lab-${method}`, "stroke-dasharray": DASHES[i] }));
+  }
+  for (const p of limit) if (p !== null) parts.push(diamond(right, up(p)));
+  const now = done.at(-1);
+  const order = [...NAMES.keys()].sort((i, j) => now[i] - now[j]);
+  let lowest = Infinity; // names pushed apart that would overlap, and joined where the lines are
+  for (let k = 0; k < order.length; k++) {
+    const together = [order[k]];
+    while (k + 1 < order.length && now[order[k + 1]] - now[order[k]] < 0.02) together.push(order[++k]);
+    const y = Math.min(up(now[together[0]]) + 4, lowest - 14);
+    lowest = y;
+    parts.push(text(across(run.steps[done.length - 1]) + 10, y, together.sort().map((i) => NAMES[i]).join(", ")));
+  }
+  const label = `${method}: ${shares(now)} at step ${run.steps[place].toLocaleString("en")}.`;
+  return svg(310, 208, label, ...parts);
+}
+
+/** A limit of which the data leave the level open has no mark there: null. */
+function decided(limit, method, wins) {
+  const { same, undefeated } = winGraph(wins);
+  const isOpen = method === "DPO" && undefeated.some((a, i) => undefeated.some((b, j) => a && b && !same[i][j]));
+  return limit.map((p, i) => (isOpen && undefeated[i] ? null : p));
+}
+
+const REFERENCES = { "uniform": [1 / 3, 1 / 3, 1 / 3], "prefers b: .2, .5, .3": [0.2, 0.5, 0.3], "prefers c: .1, .2, .7": [0.1, 0.2, 0.7] };
+
+function render({ model, el }) {
+  const id = `lab-${++laboratories}`;
+  const calm = matchMedia("(prefers-reduced-motion: reduce)");
+  const get = (name) => model.get(name);
+  let playing = null; // the frame asked for, while the curves run
+  let place = null; // index of the record shown; null is the last one
+
+  function change(values) {
+    for (const [name, value] of Object.entries(values)) model.set(name, value);
+    model.save_changes();
+  }
+
+  // Controls are built once, so that focus stays where it is; what they show follows the model.
+  const presets = build("select", { id: `${id}-preset`, onchange: () => presets.value && change({ pairs: get("presets")[presets.value] }) });
+  presets.append(build("option", { value: "" }, "your own"), ...Object.keys(get("presets")).map((name) => build("option", { value: name }, name)));
+  const counters = matrix(NAMES.length, () => null);
+  const setCount = (w, l, count) => {
+    const wins = countWins(get("pairs"));
+    wins[w][l] = Math.min(20, Math.max(0, Math.round(count) || 0));
+    change({ pairs: wins.flatMap((row, i) => row.flatMap((n, j) => Array(n).fill([i, j]))) });
+    update();
+  };
+  const rows = [[0, 1], [1, 0], [1, 2], [2, 1], [0, 2], [2, 0]].map(([w, l]) => {
+    const name = `${NAMES[w]} beats ${NAMES[l]}`;
+    const input = build("input", { id: `${id}-${w}${l}`, type: "number", min: 0, max: 20, onchange: () => setCount(w, l, input.valueAsNumber) });
+    counters[w][l] = input;
+    const step = (sign, by) => build("button", { type: "button", tabindex: -1, "aria-label": `${by < 0 ? "one less" : "one more"}: ${name}`, onclick: () => setCount(w, l, input.valueAsNumber + by) }, sign);
+    return build("div", { class: "lab-pair" }, build("label", { for: input.id }, name), step("−", -1), input, step("+", 1));
+  });
+  const methods = ["DPO", "IPO"].map((method) => {
+    const box = build("input", { type: "checkbox", onchange: () => change({ losses: ["DPO", "IPO"].filter((name) => (name === method ? box.checked : get("losses").includes(name))) }) });
+    return [method, box, build("label", { class: `lab-check lab-${method}` }, box, ` ${method}`)];
+  });
+  const strength = build("input", { id: `${id}-strength`, type: "range", min: -4, max: 2, step: 0.25, oninput: () => change({ beta: 2 ** strength.valueAsNumber }) });
+  const matched = build("select", { id: `${id}-matched`, onchange: () => change({ matched: matched.value === "matched" }) },
+    build("option", { value: "same" }, "same number, τ = β"), build("option", { value: "matched" }, "matched strength, τ = β/4"));
+  const reference = build("select", { id: `${id}-reference`, onchange: () => REFERENCES[reference.value] && change({ reference: REFERENCES[reference.value] }) });
+  reference.append(...Object.keys(REFERENCES).map((name) => build("option", {}, name)), build("option", { value: "", hidden: true }, "set in Python"));
+  const strengthName = build("label", { for: strength.id });
+  const play = build("button", { type: "button", class: "lab-play", onclick: () => (playing ? stop() : start()) });
+  const scrub = build("input", { id: `${id}-step`, type: "range", min: 0, step: 1, oninput: () => { stop(); place = scrub.valueAsNumber; draw(); } });
+  const scrubName = build("label", { for: scrub.id });
+
+  const graph = build("div");
+  const words = build("p", { class: "lab-verdict", role: "status" });
+  const triangle = build("div");
+  const curves = build("div", { class: "lab-curves" });
+  const table = build("div", { class: "lab-table" });
+  const spoken = build("p", { class: "lab-spoken", role: "status" });
+
+  const field = (label, ...controls) => build("div", { class: "lab-field" }, label, ...controls);
+  const named = (control, name) => build("label", { for: control.id }, name);
+  const root = build("section", { class: "laboratory", "aria-label": "Three-response laboratory" },
+    build("div", { class: "lab-controls" },
+      build("fieldset", {}, build("legend", {}, "Comparisons"), field(named(presets, "Start from"), presets), build("div", { class: "lab-pairs" }, ...rows)),
+      build("fieldset", {}, build("legend", {}, "Training"),
+        build("div", { class: "lab-field", role: "group", "aria-label": "Losses" }, ...methods.map(([, , label]) => label)),
+        field(strengthName, strength), field(named(matched, "IPO's strength"), matched), field(named(reference, "Reference"), reference))),
+    build("div", { class: "lab-stage" }, build("div", { class: "lab-panel" }, graph, words), build("div", { class: "lab-panel" }, triangle)),
+    curves, field(play, scrubName, scrub), table, spoken);
+  el.replaceChildren(root);
+  // The page's still picture of the laboratory has done its duty.
+  document.getElementById("fig-laboratory")?.setAttribute("hidden", "");
+
+  let state = null; // the last computation
+  let speaking = 0;
+
+  function compute() {
+    const wins = countWins(get("pairs"));
+    const tau = get("matched") ? get("beta") / 4 : get("beta");
+    const runs = ["DPO", "IPO"].filter((method) => get("losses").includes(method)).map((method) => {
+      const value = method === "DPO" ? get("beta") : tau;
+      const setting = { wins, method, strength: value, reference: get("reference") };
+      const run = train({ ...setting, steps: get("steps") });
+      const limit = decided(optimum(setting), method, wins);
+      return { method, symbol: method === "DPO" ? "β" : "τ", strength: Number(value.toPrecision(2)), run, limit };
+    });
+    return { wins, tau, runs };
+  }
+
+  function draw() {
+    const { wins, runs } = state;
+    const last = recordedSteps(get("steps")).length - 1;
+    const at = Math.min(place ?? last, last);
+    graph.replaceChildren(drawGraph(wins));
+    triangle.replaceChildren(drawTriangle(runs, get("reference"), at));
+    curves.replaceChildren(...runs.map((run) => drawCurves({ ...run, place: at })));
+    scrub.max = last;
+    scrub.value = at;
+    const step = recordedSteps(get("steps"))[at];
+    scrubName.textContent = `Step ${step.toLocaleString("en")}`;
+    scrub.setAttribute("aria-valuetext", `step ${step}`);
+    play.textContent = playing ? "Pause" : "Play";
+    const cells = (tag, values) => values.map((value) => build(tag, tag === "th" ? { scope: "col" } : {}, value));
+    const body = runs.flatMap(({ method, symbol, strength: value, run, limit }) => [
+      build("tr", {}, build("th", { scope: "row" }, `${method}, ${symbol} = ${value}`), ...cells("td", run.probabilities[at].map((p) => p.toFixed(3)))),
+      build("tr", {}, build("th", { scope: "row" }, "its limit"), ...cells("td", limit.map((p) => (p === null ? "open" : p.toFixed(3))))),
+    ]);
+    table.replaceChildren(build("table", {}, build("caption", {}, `Probabilities at step ${step.toLocaleString("en")}`),
+      build("thead", {}, build("tr", {}, build("td"), ...cells("th", NAMES))), build("tbody", {}, ...body)));
+  }
+
+  function update() {
+    const isFirst = state === null;
+    state = compute();
+    const { wins, tau, runs } = state;
+    wins.forEach((row, w) => row.forEach((count, l) => { if (counters[w][l]) counters[w][l].value = count; }));
+    const preset = Object.entries(get("presets")).find(([, pairs]) => JSON.stringify(countWins(pairs)) === JSON.stringify(wins));
+    presets.value = preset ? preset[0] : "";
+    for (const [method, box] of methods) box.checked = get("losses").includes(method);
+    strength.value = Math.log2(get("beta"));
+    const value = (number) => String(Number(number.toPrecision(2)));
+    strengthName.textContent = `Strength: β = ${value(get("beta"))}, τ = ${value(tau)}`;
+    strength.setAttribute("aria-valuetext", `beta ${value(get("beta"))}, tau ${value(tau)}`);
+    matched.value = get("matched") ? "matched" : "same";
+    const same = ([, policy]) => policy.every((p, i) => Math.abs(p - get("reference")[i]) < 1e-9);
+    reference.value = Object.entries(REFERENCES).find(same)?.[0] ?? "";
+    clearTimeout(speaking); // live regions speak once the reader's hand rests, and only of what is new
+    speaking = setTimeout(() => {
+      say(words, verdict(wins));
+      say(spoken, sum(wins.flat()) ? runs.map((run) => describe({ ...run, reference: get("reference") })).join(" ") : "");
+    }, isFirst ? 0 : 400);
+    place = null;
+    draw();
+  }
+
+  function say(element, news) {
+    if (element.textContent !== news) element.textContent = news;
+  }
+
+  function start() {
+    const last = recordedSteps(get("steps")).length - 1;
+    if (calm.matches) { // no motion: a jump to the end, and the slider to go through it
+      place = null;
+      return draw();
+    }
+    const from = place === null || place >= last ? 0 : place;
+    const began = performance.now();
+    const frame = (now) => {
+      place = Math.min(last, from + Math.max(0, Math.round(((now - began) / 2500) * last)));
+      playing = place < last ? requestAnimationFrame(frame) : null;
+      draw();
+    };
+    playing = requestAnimationFrame(frame);
+  }
+
+  function stop() {
+    cancelAnimationFrame(playing);
+    playing = null;
+    draw();
+  }
+
+  let asked = null; // several changes in one frame are one update
+  const changed = () => { asked ??= requestAnimationFrame(() => { asked = null; cancelAnimationFrame(playing); playing = null; update(); }); };
+  for (const name of ["pairs", "losses", "beta", "matched", "reference", "steps"]) model.on(`change:${name}`, changed);
+  update();
+  return () => {
+    model.off(null, changed);
+    cancelAnimationFrame(playing);
+    clearTimeout(speaking);
+  };
+}
+
+export default { render };
