@@ -86,6 +86,7 @@ def _draw_panel(axis: Axes, panel: BanditPanel, names: Sequence[str]) -> None:
         axis.fill_between(steps, center - spread, center + spread, color=color, alpha=0.25, linewidth=0)
     axis.plot([steps[-1]] * len(names), panel.limit, "D", color="black", markersize=3.5, clip_on=False, zorder=3)
     axis.set(title=panel.title, xscale="log", xlim=(steps[0], steps[-1]), ylim=(-0.03, 1.03))
+    axis.minorticks_off()  # nobody reads them, and they cost half the drawing
     label_ends(axis, steps[-1] * 1.25, mean[-1], names)
 
 

@@ -114,9 +114,12 @@ def new_page(browser) -> Iterator[Callable]:
     """Makes pages with no network; `page.complaints` collects what a reader's console would show."""
     contexts = []
 
-    def make(*, theme: str = "light", width: int = 1200):
+    def make(*, theme: str = "light", width: int = 1200, motion: bool = False, scripts: bool = True):
         context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=theme, reduced_motion="reduce"
+            viewport={"width": width, "height": 900},
+            color_scheme=theme,
+            reduced_motion="no-preference" if motion else "reduce",
+            java_script_enabled=scripts,
         )
         contexts.append(context)
         page = context.new_page()

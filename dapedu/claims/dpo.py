@@ -49,7 +49,7 @@ CLAIMS = (
         },
         measured=(
             "total variation to RLHF's optimum at most {population:.1e} with exact Bradley–Terry proportions; on "
-            "datasets over five responses, mean of {settings[finite_data][datasets]}, {few:.2f} with 30 comparisons "
+            "datasets over five responses, mean of {settings[finite_data][datasets]:,}, {few:.2f} with 30 comparisons "
             "and {many:.3f} with 10,000."
         ),
         holds=lambda n: n["population"] < 1e-5 and n["few"] < 0.01 and n["many"] < 0.05,

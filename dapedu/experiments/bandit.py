@@ -15,10 +15,13 @@ from dapedu.bandit import (
     DATASETS,
     bradley_terry_rewards,
     draw_batches,
+    fit_bradley_terry,
     ipo_optimum,
     rlhf_optimum,
+    sample_wins,
     train_bandit,
     win_graph,
+    win_groups,
 )
 from dapedu.evaluate import expected_reward, kl_divergence, mean_interval
 from dapedu.losses import dpo_loss, ipo_loss
@@ -103,17 +106,17 @@ def _closed_form_errors(rng: np.random.Generator, n: int) -> dict[str, float]:
     weights = strength / (1 + (strength * margins).exp())
     return {
         "dpo_weight": (slopes + weights).abs().max().item(),
-        "gibbs": _total_variation(climbed, optimum),
+        "gibbs": _total_variation(climbed, optimum).item(),
         "reward_margin": margin_gap.abs().max().item(),
-        "dpo_population": _total_variation(dpo, optimum),
-        "psi_identity": _total_variation(psi, ipo),
+        "dpo_population": _total_variation(dpo, optimum).item(),
+        "psi_identity": _total_variation(psi, ipo).item(),
     }
 
 
 def finite_data(
     *,
     counts: Sequence[int] = (10, 30, 100, 1_000, 10_000),
-    datasets: int = 500,
+    datasets: int = 2_000,
     rewards: Sequence[float] = (1.0, 0.5, 0.0, -0.5, -1.0),
     beta: float = 0.5,
     seed: int = 0,
@@ -124,29 +127,21 @@ def finite_data(
     leaves the level between undefeated groups open is counted: there it is the convention of
     `bradley_terry_rewards`, not a limit of training.
     """
-    rng = np.random.default_rng(seed)
-    n_responses = len(rewards)
-    target = rlhf_optimum(torch.tensor(rewards), beta)
+    true_rewards = torch.tensor(rewards, dtype=torch.float64)
+    target = rlhf_optimum(true_rewards, beta)
+    win_probabilities = torch.sigmoid(true_rewards[:, None] - true_rewards).expand(datasets, -1, -1)
     results = {}
     for count in counts:
-        distances, finite, undecided = [], 0, 0
-        for _ in range(datasets):
-            first, second = rng.integers(n_responses, size=count), rng.integers(n_responses - 1, size=count)
-            second += second >= first  # two different responses, every pair equally often
-            margin = np.take(rewards, first) - np.take(rewards, second)
-            first_wins = rng.random(count) < 1 / (1 + np.exp(-margin))
-            pairs = list(zip(np.where(first_wins, first, second), np.where(first_wins, second, first), strict=True))
-            graph = win_graph(pairs, n_responses=n_responses)
-            finite += graph.has_finite_optimum
-            undecided += len({group for group, wins in zip(graph.groups, graph.undefeated, strict=True) if wins}) > 1
-            optimum = rlhf_optimum(bradley_terry_rewards(pairs, n_responses=n_responses), beta)
-            distances.append(_total_variation(optimum, target))
-        mean, half_width = mean_interval(torch.tensor(distances))
+        wins = sample_wins(win_probabilities, comparisons=count, seed=seed)
+        same, undefeated = win_groups(wins)
+        both_lead = undefeated[:, :, None] & undefeated[:, None, :] & ~same
+        optimum = rlhf_optimum(fit_bradley_terry(wins), beta)
+        mean, half_width = mean_interval(_total_variation(optimum, target))
         results[str(count)] = {
             "total_variation_mean": round(mean.item(), 4),
             "half_width_95": round(half_width.item(), 4),
-            "share_with_finite_optimum": round(finite / datasets, 4),
-            "share_undecided": round(undecided / datasets, 4),
+            "share_with_finite_optimum": round(undefeated.all(dim=1).double().mean().item(), 4),
+            "share_undecided": round(both_lead.any(dim=(1, 2)).double().mean().item(), 4),
         }
     return results
 
@@ -329,9 +324,9 @@ def _maximise(objective: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
     return torch.softmax(torch.from_numpy(found.x), dim=0)
 
 
-def _total_variation(p: Tensor, q: Tensor) -> float:
+def _total_variation(p: Tensor, q: Tensor) -> Tensor:
     """Total variation: the largest difference in probability over all events."""
-    return 0.5 * (p - q).abs().sum().item()
+    return 0.5 * (p - q).abs().sum(dim=-1)
 
 
 def _rounded(values: Tensor) -> list[float]:

@@ -328,7 +328,7 @@ function render({ model, el }) {
   reference.append(...Object.keys(REFERENCES).map((name) => build("option", {}, name)), build("option", { value: "", hidden: true }, "set in Python"));
   const strengthName = build("label", { for: strength.id });
   const play = build("button", { type: "button", class: "lab-play", onclick: () => (playing ? stop() : start()) });
-  const scrub = build("input", { id: `${id}-step`, type: "range", min: 0, step: 1, oninput: () => { stop(); place = scrub.valueAsNumber; draw(); } });
+  const scrub = build("input", { id: `${id}-step`, type: "range", min: 0, step: 1, oninput: () => { place = scrub.valueAsNumber; stop(); } });
   const scrubName = build("label", { for: scrub.id });
 
   const graph = build("div");

@@ -60,7 +60,7 @@ class Laboratory(anywidget.AnyWidget):
             losses=list(losses),
             beta=beta,
             matched=matched,
-            reference=uniform if reference is None else torch.as_tensor(reference).tolist(),
+            reference=uniform if reference is None else torch.as_tensor(reference, dtype=torch.float64).tolist(),
             steps=steps,
             presets={name: [list(pair) for pair in listed] for name, listed in DATASETS.items()},
         )

@@ -1,0 +1,170 @@
+"""The three-response laboratory in the rendered page, by mouse, keyboard and touch-sized screen, with no network."""
+
+import re
+
+import pytest
+from conftest import BOOK
+
+pytestmark = pytest.mark.browser
+
+each_scheme = pytest.mark.parametrize("scheme", ["http", "file"])
+
+
+@pytest.fixture
+def laboratory(served, new_page):
+    """Opens the page and waits until the laboratory stands in it."""
+
+    def open_page(scheme: str = "http", **settings):
+        page = new_page(**settings)
+        page.goto(f"{served if scheme == 'http' else BOOK.as_uri() + '/'}laboratory.html")
+        page.wait_for_selector(".laboratory .lab-spoken:not(:empty)", state="attached")
+        return page
+
+    return open_page
+
+
+def probabilities(page) -> list[list[float]]:
+    """The table under the curves: DPO, its limit, IPO, its limit; None where the data leave a limit open."""
+    rows = page.locator(".laboratory tbody tr").all()
+    cells = [row.locator("td").all_inner_texts() for row in rows]
+    return [[None if cell == "open" else float(cell) for cell in row] for row in cells]
+
+
+def verdict(page, contains: str) -> None:
+    page.locator(".lab-verdict", has_text=contains).wait_for()
+
+
+@each_scheme
+def test_it_recomputes_by_mouse(laboratory, scheme):
+    """Oracle: the closed forms on D1 and on D1 with c ≻ a, as the page's own cell prints them."""
+    page = laboratory(scheme)
+    assert probabilities(page) == [[1, 0, 0], [1, 0, 0], [0.563, 0.289, 0.148], [0.563, 0.289, 0.148]]
+    verdict(page, "none for DPO")
+    drawn = page.locator(".lab-curves").inner_html()
+
+    page.get_by_role("button", name="one more: c beats a").click()
+    verdict(page, "every win lies on a cycle of wins. It is the only one.")
+    assert probabilities(page)[0] == pytest.approx([0.618, 0.267, 0.115], abs=1e-3)
+    assert page.locator(".lab-curves").inner_html() != drawn
+    assert page.locator(".lab-arrow.lab-stray").count() == 0
+
+    page.get_by_role("button", name="one less: c beats a").click()
+    verdict(page, "none for DPO")
+    assert page.locator(".lab-curves").inner_html() == drawn
+
+    page.get_by_label("Start from").select_option("D3 as meant")
+    verdict(page, "The level between {a} and {c} is left open")
+    assert probabilities(page)[1] == [None, 0, None]
+    assert page.complaints == []
+
+
+@each_scheme
+def test_it_recomputes_by_keyboard(laboratory, scheme):
+    """Oracle: as above; IPO on D1 at τ = 2^(1/4)/2 from its closed form; every control reached by Tab alone."""
+    page = laboratory(scheme)
+    page.get_by_label("c beats a", exact=True).focus()
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Tab")  # a number counts once it is entered
+    verdict(page, "every win lies on a cycle of wins. It is the only one.")
+    page.get_by_label("c beats a", exact=True).focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Tab")
+    verdict(page, "none for DPO")
+
+    strength = page.get_by_label("Strength: β = 0.5, τ = 0.5")
+    strength.focus()
+    page.keyboard.press("ArrowRight")
+    page.get_by_text("Strength: β = 0.59, τ = 0.59").wait_for()
+    assert probabilities(page)[2] == pytest.approx([0.526, 0.299, 0.175], abs=2e-2)
+    page.get_by_label("IPO's strength").focus()
+    page.keyboard.press("ArrowDown")
+    page.get_by_text("Strength: β = 0.59, τ = 0.15").wait_for()
+    page.get_by_role("checkbox", name="IPO").focus()
+    page.keyboard.press("Space")
+    page.wait_for_function("document.querySelectorAll('.laboratory tbody tr').length === 2")
+
+    page.get_by_label("Start from").focus()
+    reached = set()
+    for _ in range(30):
+        reached.add(page.evaluate("document.activeElement.id.replace(/^lab-\\d+-/, '') || document.activeElement.type"))
+        page.keyboard.press("Tab")
+    controls = {"preset", "01", "10", "12", "21", "02", "20", "checkbox", "strength", "matched", "reference", "button"}
+    assert reached >= controls | {"step"}
+    assert page.complaints == []
+
+
+def test_the_slider_goes_through_the_training(laboratory):
+    """Oracle: at step 0 every policy is the reference."""
+    page = laboratory()
+    step = page.get_by_role("slider", name="Step")
+    step.focus()
+    page.keyboard.press("Home")
+    page.get_by_text("Probabilities at step 0", exact=True).wait_for()
+    assert probabilities(page)[::2] == [[0.333] * 3] * 2
+    page.keyboard.press("End")
+    page.get_by_text("Probabilities at step 18,000").wait_for()
+    assert probabilities(page)[0] == [1, 0, 0]
+
+
+def test_play_runs_the_curves_and_reduced_motion_does_not(laboratory):
+    """Oracle: with motion the table passes through steps in between; without it never leaves the last one."""
+    shown = """() => new Promise((resolve) => {
+        const seen = new Set(), caption = () => document.querySelector(".laboratory caption").textContent;
+        const watch = setInterval(() => seen.add(caption()), 10);
+        document.querySelector(".lab-play").click();
+        setTimeout(() => { clearInterval(watch); seen.add(caption()); resolve([...seen]); }, 3500);
+    })"""
+    moving = laboratory(motion=True).evaluate(shown)
+    assert len(moving) > 10
+    assert moving[-1] == "Probabilities at step 18,000"
+    assert laboratory(motion=False).evaluate(shown) == ["Probabilities at step 18,000"]
+
+
+def test_a_screen_reader_is_told_what_the_curves_do(laboratory):
+    """Oracle: roles, names and live regions, read by hand."""
+    page = laboratory()
+    pictures = [image.get_attribute("aria-label") for image in page.locator(".laboratory svg").all()]
+    assert pictures[0] == "Win graph: a beats b once, a beats c once and b beats c once."
+    assert pictures[2] == "DPO: a 100.0 %, b under 0.1 %, c under 0.1 % at step 18,000."
+    assert all(image.get_attribute("role") == "img" for image in page.locator(".laboratory svg").all())
+    spoken = page.locator(".lab-spoken[role=status]")
+    assert "IPO, τ = 0.5: a rises, b falls, c falls" in spoken.inner_text()
+    page.get_by_role("button", name="one more: b beats a").click()
+    page.locator(".lab-spoken[role=status]", has_text=re.compile("IPO.*a 4")).wait_for()
+
+
+def test_the_still_picture_stands_in_only_where_scripts_are_off(laboratory, served, new_page):
+    assert not laboratory().locator("#fig-laboratory").is_visible()
+    still = new_page(scripts=False)
+    still.goto(f"{served}laboratory.html")
+    picture = still.locator("#fig-laboratory img")
+    assert picture.is_visible()
+    assert "DPO's path runs to the corner" in picture.get_attribute("alt")
+    assert still.locator(".laboratory").count() == 0
+
+
+def test_it_fits_a_phone_and_fingers(laboratory):
+    """Oracle: no sideways scrolling; buttons at least 24 px wide and high, what WCAG 2.2 asks for."""
+    page = laboratory(width=390)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    for button in page.locator(".laboratory button").all():
+        box = button.bounding_box()
+        assert min(box["width"], box["height"]) >= 24
+
+
+def test_one_answer_takes_less_than_a_frame_or_two(laboratory):
+    """Oracle: a clock. On this machine a change takes some 30 ms; a phone has a tenth of its speed to lose."""
+    page = laboratory()
+    seconds = page.evaluate("""async () => {
+        const slider = document.querySelector(".laboratory input[type=range]"), times = [];
+        for (let value = -4; value <= 2; value += 0.5) {
+            const start = performance.now();
+            slider.value = value;
+            slider.dispatchEvent(new Event("input", {bubbles: true}));
+            await new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
+            times.push(performance.now() - start);
+        }
+        return times.sort((a, b) => a - b)[Math.floor(times.length / 2)] / 1000;
+    }""")
+    print(f"laboratory: {1000 * seconds:.0f} ms from input to picture")
+    assert seconds < 0.2
