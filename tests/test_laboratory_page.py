@@ -168,3 +168,39 @@ def test_one_answer_takes_less_than_a_frame_or_two(laboratory):
     }""")
     print(f"laboratory: {1000 * seconds:.0f} ms from input to picture")
     assert seconds < 0.2
+
+
+def test_odd_input_leaves_it_whole(laboratory):
+    """Oracle: what a reader would expect: nothing lost by a slip of the finger, and words where there is no curve."""
+    page = laboratory()
+    field = page.get_by_label("a beats b", exact=True)
+    field.focus()
+    page.keyboard.type("e")
+    page.keyboard.press("Tab")
+    page.wait_for_function("document.querySelector('.laboratory input[type=number]').value === '1'")
+    field.fill("99")
+    page.keyboard.press("Tab")
+    page.locator("svg[aria-label*='a beats b 20 times']").wait_for()
+    for name in ("DPO", "IPO"):
+        page.get_by_role("checkbox", name=name).uncheck()
+    page.locator(".lab-spoken", has_text="No loss is chosen: tick DPO or IPO.").wait_for()
+    assert not page.locator(".laboratory table").is_visible()
+    page.get_by_role("checkbox", name="DPO").check()
+    for field in page.locator(".laboratory input[type=number]").all():
+        field.fill("0")
+        page.keyboard.press("Tab")
+    verdict(page, "No comparisons: nothing to learn")
+    assert probabilities(page) == [[0.333] * 3] * 2
+    assert page.complaints == []
+
+
+def test_a_drag_while_it_plays_goes_where_the_hand_goes(laboratory):
+    """Oracle: the step under the hand; the run stops there."""
+    page = laboratory(motion=True)
+    page.get_by_role("button", name="Play").click()
+    page.get_by_role("slider", name="Step").focus()
+    page.keyboard.press("Home")
+    page.get_by_text("Probabilities at step 0", exact=True).wait_for()
+    page.wait_for_timeout(300)
+    assert page.get_by_text("Probabilities at step 0", exact=True).is_visible()
+    assert page.get_by_role("button", name="Play").is_visible()

@@ -38,7 +38,9 @@ CLAIMS = (
         remark=(
             "The condition: the win lies on no directed cycle of wins. Then the margin is infinite and π(y_l) = 0; "
             "π(y_w) = 1 needs also that nothing else survives (on D1 b beats c and both go to 0). Where every win lies "
-            "on a cycle the optimum is finite. (DPO's margins are the fitted rewards' margins, divided by β.)"
+            "on a cycle the optimum is finite. (DPO's margins are the fitted rewards' margins, divided by β. Both "
+            "numbers are means over seeds at the last step of training in small batches, which jitters about the "
+            "optimum.)"
         ),
         evidence=_EVIDENCE,
         numbers=lambda results: {

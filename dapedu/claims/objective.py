@@ -22,9 +22,9 @@ CLAIMS = (
         claimed_by="widely used; arXiv:2009.01325",
         statement="The KL divergence of best-of-n from the reference is log n − (n − 1)/n.",
         remark=(
-            "The condition: no completion is so likely that it is often drawn twice, n · π_ref(y) ≪ 1. In general the "
-            "formula is an upper bound. It grows without limit, while the KL stays below −log π_ref of the best "
-            "completion."
+            "The condition: no reward value is so likely that it is often drawn twice; with distinct rewards, "
+            "n · π_ref(y) ≪ 1. In general the formula is an upper bound. It grows without limit, while the KL stays "
+            "below −log of the best completions' probability."
         ),
         evidence=("best_of_n_kl",),
         numbers=lambda results: {

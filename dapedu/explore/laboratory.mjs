@@ -163,11 +163,13 @@ export function describe({ method, strength, run, reference, limit }) {
     const change = p - reference[i];
     return `${NAMES[i]} ${Math.abs(change) < 0.005 ? "stays" : change > 0 ? "rises" : "falls"}`;
   });
-  const there = limit.every((p, i) => p === null || Math.abs(p - end[i]) < 0.005);
-  const target = limit.map((p, i) => (p === null ? `${NAMES[i]} undecided` : `${NAMES[i]} ${percent(p)}`)).join(", ");
-  return `${method}, ${symbol} = ${strength}: ${moves.join(", ")}; after ${run.steps.at(-1).toLocaleString("en")} steps ${shares(end)}. ${
-    there ? "It has reached its limit" : "Its limit is further on"
-  }: ${target}.`;
+  const settled = limit.flatMap((p, i) => (p === null ? [] : [`${NAMES[i]} ${percent(p)}`]));
+  const there = limit.every((p, i) => Math.abs(p - end[i]) < 0.005);
+  const target =
+    settled.length < limit.length
+      ? `The comparisons do not settle its limit${settled.length ? `, except for ${listed(settled)}` : ""}.`
+      : `${there ? "It has reached its limit" : "Its limit is further on"}: ${settled.join(", ")}.`;
+  return `${method}, ${symbol} = ${strength}: ${moves.join(", ")}; after ${run.steps.at(-1).toLocaleString("en")} steps ${shares(end)}. ${target}`;
 }
 
 // ---- drawing ----
@@ -175,8 +177,6 @@ export function describe({ method, strength, run, reference, limit }) {
 const SVG = "http://www.w3.org/2000/svg";
 const DASHES = ["", "7 4", "2 4"]; // of the responses a, b, c, as in the book's figures
 const CORNERS = [[30, 190], [230, 190], [130, 17]]; // of a, b, c
-let laboratories = 0; // on this page: ids must differ
-
 function build(tag, attributes = {}, ...children) {
   const element = tag.startsWith("svg:") ? document.createElementNS(SVG, tag.slice(4)) : document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -211,12 +211,13 @@ function drawGraph(wins) {
       const kind = same[w][l] ? "lab-arrow" : "lab-arrow lab-stray";
       parts.push(build("svg:path", { d: `M${sx},${sy}Q${mx},${my} ${ex},${ey}`, class: kind }));
       parts.push(build("svg:path", { d: `${path(head)}Z`, class: `${kind} lab-head` }));
-      if (count > 1) parts.push(text(mx - 10 * uy, my + 10 * ux + 4, `×${count}`, { "text-anchor": "middle", class: "lab-small" }));
+      const [cx, cy] = [(x1 + x2) / 2 - uy * (bend / 2 + 12), (y1 + y2) / 2 + ux * (bend / 2 + 12)]; // beside the bow
+      if (count > 1) parts.push(text(cx, cy + 4, `×${count}`, { "text-anchor": "middle", class: "lab-small" }));
     }
   for (const [i, [x, y]] of CORNERS.entries())
     parts.push(build("svg:circle", { cx: x, cy: y, r: 15, class: "lab-node" }), text(x, y + 5, NAMES[i], { "text-anchor": "middle" }));
   const arrows = wins.flatMap((row, w) => row.flatMap((n, l) => (n ? [`${NAMES[w]} beats ${NAMES[l]} ${n === 1 ? "once" : `${n} times`}`] : [])));
-  return svg(260, 212, `Win graph: ${arrows.length ? listed(arrows) : "no arrows"}.`, ...parts);
+  return svg(260, 220, `Win graph: ${arrows.length ? listed(arrows) : "no arrows"}.`, ...parts);
 }
 
 /** The simplex: each method's path from the reference (square) to where it is; diamonds where it should end. */
@@ -239,7 +240,7 @@ function drawTriangle(runs, reference, place) {
   }
   parts.push(build("svg:rect", { x: rx - 4, y: ry - 4, width: 8, height: 8, class: "lab-mark" }));
   const where = runs.map(({ method, run }) => `${method} at ${shares(run.probabilities[place])}`);
-  return svg(260, 212, `Triangle of policies, the reference at ${shares(reference)}; ${listed(where)}.`, ...parts);
+  return svg(260, 212, `Triangle of policies: ${listed([`the reference at ${shares(reference)}`, ...where])}.`, ...parts);
 }
 
 const diamond = (x, y) => build("svg:path", { d: `M${x},${y - 6}L${x + 6},${y}L${x},${y + 6}L${x - 6},${y}Z`, class: "lab-mark" });
@@ -276,20 +277,22 @@ function drawCurves({ method, symbol, strength, run, limit, place }) {
     parts.push(text(across(run.steps[done.length - 1]) + 10, y, together.sort().map((i) => NAMES[i]).join(", ")));
   }
   const label = `${method}: ${shares(now)} at step ${run.steps[place].toLocaleString("en")}.`;
-  return svg(310, 208, label, ...parts);
+  return svg(324, 208, label, ...parts);
 }
 
 /** A limit of which the data leave the level open has no mark there: null. */
 function decided(limit, method, wins) {
   const { same, undefeated } = winGraph(wins);
-  const isOpen = method === "DPO" && undefeated.some((a, i) => undefeated.some((b, j) => a && b && !same[i][j]));
+  const isOpen = method === "DPO" && sum(wins.flat()) > 0 && undefeated.some((a, i) => undefeated.some((b, j) => a && b && !same[i][j]));
   return limit.map((p, i) => (isOpen && undefeated[i] ? null : p));
 }
 
 const REFERENCES = { "uniform": [1 / 3, 1 / 3, 1 / 3], "prefers b: .2, .5, .3": [0.2, 0.5, 0.3], "prefers c: .1, .2, .7": [0.1, 0.2, 0.7] };
 
 function render({ model, el }) {
-  const id = `lab-${++laboratories}`;
+  // Ids must differ between the laboratories of a page, each of which runs a copy of this module.
+  globalThis.laboratories = (globalThis.laboratories ?? 0) + 1;
+  const id = `lab-${globalThis.laboratories}`;
   const calm = matchMedia("(prefers-reduced-motion: reduce)");
   const get = (name) => model.get(name);
   let playing = null; // the frame asked for, while the curves run
@@ -305,16 +308,17 @@ function render({ model, el }) {
   presets.append(build("option", { value: "" }, "your own"), ...Object.keys(get("presets")).map((name) => build("option", { value: name }, name)));
   const counters = matrix(NAMES.length, () => null);
   const setCount = (w, l, count) => {
+    if (Number.isNaN(count)) return update(); // not a number: back to what it was
     const wins = countWins(get("pairs"));
-    wins[w][l] = Math.min(20, Math.max(0, Math.round(count) || 0));
+    wins[w][l] = Math.min(20, Math.max(0, Math.round(count)));
     change({ pairs: wins.flatMap((row, i) => row.flatMap((n, j) => Array(n).fill([i, j]))) });
     update();
   };
   const rows = [[0, 1], [1, 0], [1, 2], [2, 1], [0, 2], [2, 0]].map(([w, l]) => {
     const name = `${NAMES[w]} beats ${NAMES[l]}`;
-    const input = build("input", { id: `${id}-${w}${l}`, type: "number", min: 0, max: 20, onchange: () => setCount(w, l, input.valueAsNumber) });
+    const input = build("input", { id: `${id}-${w}${l}`, type: "number", min: 0, max: 20, onchange: () => setCount(w, l, input.validity.badInput ? NaN : Number(input.value)) });
     counters[w][l] = input;
-    const step = (sign, by) => build("button", { type: "button", tabindex: -1, "aria-label": `${by < 0 ? "one less" : "one more"}: ${name}`, onclick: () => setCount(w, l, input.valueAsNumber + by) }, sign);
+    const step = (sign, by) => build("button", { type: "button", tabindex: -1, "aria-label": `${by < 0 ? "one less" : "one more"}: ${name}`, onclick: () => setCount(w, l, countWins(get("pairs"))[w][l] + by) }, sign);
     return build("div", { class: "lab-pair" }, build("label", { for: input.id }, name), step("−", -1), input, step("+", 1));
   });
   const methods = ["DPO", "IPO"].map((method) => {
@@ -386,6 +390,7 @@ function render({ model, el }) {
       build("tr", {}, build("th", { scope: "row" }, `${method}, ${symbol} = ${value}`), ...cells("td", run.probabilities[at].map((p) => p.toFixed(3)))),
       build("tr", {}, build("th", { scope: "row" }, "its limit"), ...cells("td", limit.map((p) => (p === null ? "open" : p.toFixed(3))))),
     ]);
+    for (const part of [table, scrub.parentElement]) part.hidden = runs.length === 0;
     table.replaceChildren(build("table", {}, build("caption", {}, `Probabilities at step ${step.toLocaleString("en")}`),
       build("thead", {}, build("tr", {}, build("td"), ...cells("th", NAMES))), build("tbody", {}, ...body)));
   }
@@ -408,7 +413,8 @@ function render({ model, el }) {
     clearTimeout(speaking); // live regions speak once the reader's hand rests, and only of what is new
     speaking = setTimeout(() => {
       say(words, verdict(wins));
-      say(spoken, sum(wins.flat()) ? runs.map((run) => describe({ ...run, reference: get("reference") })).join(" ") : "");
+      const told = sum(wins.flat()) ? runs.map((run) => describe({ ...run, reference: get("reference") })) : [];
+      say(spoken, runs.length ? told.join(" ") : "No loss is chosen: tick DPO or IPO.");
     }, isFirst ? 0 : 400);
     place = null;
     draw();
@@ -446,6 +452,7 @@ function render({ model, el }) {
   update();
   return () => {
     model.off(null, changed);
+    cancelAnimationFrame(asked);
     cancelAnimationFrame(playing);
     clearTimeout(speaking);
   };
