@@ -168,10 +168,10 @@ def noise_stopping(
     comparisons: int = 20,
     flip: float = 0.2,
     betas: Sequence[float] = (0.5, 2.0),
-    steps: Sequence[int] = (10, 30, 100, 300, 1_000, 3_000),
+    steps: Sequence[int] = (1, 3, 10, 30, 100, 300, 1_000, 3_000),
     ridges: Sequence[float] = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 0.0),
     adam_lr: float = 0.01,
-    descent_lr: float = 1.0,
+    descent_lr: float = 0.4,
     datasets: int = 1_000,
     seed: int = 0,
 ) -> dict[str, Any]:
