@@ -39,7 +39,7 @@ lint: venv ## ruff, types, spelling (code, prose and notebooks)
 	mypy
 	codespell
 	@echo "codespell in the notebooks, without their pictures"
-	@grep -H -v '"image/png":' $(NOTEBOOKS) | codespell -
+	@grep -H -v '"image/png":\|"data": "iVBOR' $(NOTEBOOKS) | codespell -
 
 lab: venv ## open JupyterLab in book/
 	cd book && jupyter lab

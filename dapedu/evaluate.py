@@ -10,7 +10,7 @@ def expected_reward(probabilities: Tensor, rewards: Tensor) -> Tensor:
 
     Args:
         probabilities: π, shape (..., n_responses).
-        rewards: r, shape (n_responses,).
+        rewards: r, shape (n_responses,), or (..., n_responses) that broadcasts with π.
 
     Returns:
         Shape (...), in the reward's unit.
@@ -43,6 +43,22 @@ def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
     """
     _require_same_responses("kl_divergence", p=p, q=q)
     return (torch.special.xlogy(p, p) - torch.special.xlogy(p, q)).sum(dim=-1)
+
+
+def total_variation(p: Tensor, q: Tensor) -> Tensor:
+    """Total variation ½ Σ |p − q|: the largest difference in the probability of any event.
+
+    Args:
+        p, q: probabilities, shapes that broadcast, responses on the last axis.
+
+    Returns:
+        Shape (...), from 0 to 1.
+
+    Raises:
+        ValueError: the numbers of responses differ.
+    """
+    _require_same_responses("total_variation", p=p, q=q)
+    return 0.5 * (p - q).abs().sum(dim=-1)
 
 
 def mean_interval(values: Tensor, *, dim: int = 0, level: float = 0.95) -> tuple[Tensor, Tensor]:

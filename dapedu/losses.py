@@ -63,8 +63,9 @@ def plackett_luce_loss(*, ranked_rewards: Tensor) -> Tensor:
         raise ValueError(
             f"plackett_luce_loss: ranked_rewards has shape {tuple(ranked_rewards.shape)}, expected (rankings, k), k ≥ 2"
         )
-    best_of_rest = ranked_rewards.flip(1).logcumsumexp(dim=1).flip(1)  # log Σ_{i≥j} exp(r_i)
-    return (best_of_rest - ranked_rewards)[:, :-1].sum(dim=1)
+    # Each choice is one against log Σ_{i>j} exp(r_i); in one piece, or a sure choice would round to a loss of 0.
+    rest = ranked_rewards.flip(1).logcumsumexp(dim=1).flip(1)[:, 1:]
+    return -F.logsigmoid(ranked_rewards[:, :-1] - rest).sum(dim=1)
 
 
 def slic_hf_loss(

@@ -112,18 +112,17 @@ def test_a_table_of_wins_counts(name, place, entry):
     wins[1][place] = entry
     with pytest.raises(ValueError, match="wins") as error:
         TAKES_WINS[name](wins)
-    assert str(error.value) == (
-        f"{name}: wins has entries that count nothing, expected finite numbers ≥ 0 and a diagonal of 0"
-    )
+    where = ", ".join(map(str, (1, *place)))
+    assert str(error.value) == (f"{name}: wins[{where}] is {entry}, expected finite numbers ≥ 0, and 0 on the diagonal")
 
 
-@pytest.mark.parametrize("ridge", [-0.1, math.nan, math.inf])
+@pytest.mark.parametrize("ridge", [-0.1, 1e-12, math.nan, math.inf])
 @pytest.mark.parametrize("fit", [fit_ipo, fit_bradley_terry])
-def test_a_ridge_is_finite_and_not_negative(fit, ridge):
+def test_a_ridge_is_none_or_one_that_float64_sees(fit, ridge):
     """Oracle: function, argument, value and range stand in the message."""
     with pytest.raises(ValueError, match="ridge") as error:
         fit(torch.zeros(2, 2), ridge=ridge)
-    assert str(error.value) == f"{fit.__name__}: ridge is {ridge}, expected a finite number ≥ 0"
+    assert str(error.value) == f"{fit.__name__}: ridge is {ridge}, expected 0 or a finite number from 1e-9 on"
 
 
 @pytest.mark.parametrize("n", [0, -1, 2.0])
@@ -142,6 +141,20 @@ def test_a_flip_is_at_most_a_coins(flip):
     assert str(error.value) == f"order_with_flips: flip is {flip}, expected from 0 to 0.5"
 
 
+@pytest.mark.parametrize("rewards", [torch.tensor([0.0, math.nan]), torch.tensor(1.0)], ids=["nan", "no axis"])
+@pytest.mark.parametrize(
+    "function",
+    [lambda r: rlhf_optimum(r, 1.0), lambda r: best_of_n(r, 2), lambda r: order_with_flips(r, 0.1)],
+    ids=["rlhf_optimum", "best_of_n", "order_with_flips"],
+)
+def test_rewards_are_numbers(function, rewards):
+    """Oracle: function, argument and value stand in the message."""
+    with pytest.raises(
+        ValueError, match=r"^(rlhf_optimum|best_of_n|order_with_flips): rewards is .*, expected numbers"
+    ):
+        function(rewards)
+
+
 EVEN = torch.full((2, 3, 3), 0.5)
 
 
@@ -158,8 +171,8 @@ EVEN = torch.full((2, 3, 3), 0.5)
         ({"comparisons": 2.5}, "comparisons is 2.5, expected a whole number ≥ 1"),
         ({"proposal": torch.ones(2)}, r"proposal has shape \(2,\), expected \(3,\) or \(2, 3\)"),
         ({"proposal": torch.ones(3, 3)}, r"proposal has shape \(3, 3\), expected \(3,\) or \(2, 3\)"),
-        ({"proposal": torch.tensor([0.5, 0.5, 0.0])}, "proposal has .* positive"),
-        ({"proposal": torch.tensor([0.5, 0.5, math.nan])}, "proposal has .* positive"),
+        ({"proposal": torch.tensor([0.5, 0.5, 0.0])}, "proposal has entries that are not positive"),
+        ({"proposal": torch.tensor([0.5, 0.5, math.nan])}, "proposal has entries that are not positive"),
     ],
 )
 def test_sample_wins_names_what_it_cannot_sample(arguments, message):

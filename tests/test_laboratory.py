@@ -3,7 +3,9 @@
 import itertools
 import json
 import subprocess
+import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -39,15 +41,19 @@ STEPS, RECORDS = 2_000, [0, 1, 10, 500, 2_000]
 GRID = list(itertools.product(COMPARISONS.values(), ("DPO", "IPO"), STRENGTHS, REFERENCES))
 
 
-@pytest.fixture(scope="module")
-def answers() -> list[dict]:
-    """What the module says under node, a setting of GRID each."""
-    names = ("pairs", "method", "strength", "reference")
-    questions = (dict(zip(names, setting, strict=True), steps=STEPS, records=RECORDS) for setting in GRID)
+def ask(questions: Iterable[dict]) -> list[dict]:
+    """What the module says under node, one answer a question."""
     asked = "\n".join(json.dumps(question) for question in questions)
     command = [str(NODE), str(ROOT / "tests" / "laboratory.mjs")]
     told = subprocess.run(command, input=asked, capture_output=True, text=True, check=True).stdout
     return [json.loads(line) for line in told.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def answers() -> list[dict]:
+    """One answer for each setting of GRID."""
+    names = ("pairs", "method", "strength", "reference")
+    return ask(dict(zip(names, setting, strict=True), steps=STEPS, records=RECORDS) for setting in GRID)
 
 
 def package_run(pairs, method, strength, reference) -> torch.Tensor:
@@ -66,7 +72,7 @@ def package_run(pairs, method, strength, reference) -> torch.Tensor:
     return run.probabilities[0, 0, RECORDS]
 
 
-def test_javascript_trains_as_the_package_does(answers, record_property, capsys):
+def test_javascript_trains_as_the_package_does(answers, capsys):
     """Oracle: train_bandit on the whole dataset. 1e-6 is asked for; rounding alone separates them."""
     differences = [
         (torch.tensor(answer["probabilities"], dtype=torch.float64) - package_run(*setting)).abs().max().item()
@@ -96,16 +102,13 @@ def test_javascript_finds_the_same_optima(answers):
         assert [reward is None for reward in answer["rewards"]] == rewards.isinf().tolist()
 
 
-def test_every_win_graph_of_three_responses(answers):
+def test_every_win_graph_of_three_responses():
     """Oracle: win_graph, over all 63 sets of outcomes."""
     outcomes = list(itertools.permutations(range(3), 2))
     graphs = [list(chosen) for size in range(1, 7) for chosen in itertools.combinations(outcomes, size)]
     rest = {"method": "DPO", "strength": 1.0, "reference": [1 / 3] * 3, "steps": 2, "records": [0, 2]}
-    asked = "\n".join(json.dumps({"pairs": pairs, **rest}) for pairs in graphs)
-    command = [str(NODE), str(ROOT / "tests" / "laboratory.mjs")]
-    told = subprocess.run(command, input=asked, capture_output=True, text=True, check=True).stdout
-    for pairs, line in zip(graphs, told.splitlines(), strict=True):
-        answer, graph = json.loads(line), win_graph(pairs, n_responses=3)
+    for pairs, answer in zip(graphs, ask({"pairs": pairs, **rest} for pairs in graphs), strict=True):
+        graph = win_graph(pairs, n_responses=3)
         assert (answer["groups"], answer["undefeated"]) == (graph.groups, graph.undefeated)
         is_finite = "none for DPO" not in answer["words"][0]
         assert is_finite is graph.has_finite_optimum
@@ -134,6 +137,7 @@ def test_the_words_say_what_the_curves_do(answers):
 )
 def test_the_laboratory_refuses_what_makes_no_sense(values, message):
     """Oracle: the message names value and range, when made and when assigned."""
+    message = f"^Laboratory: .*{message}"
     with pytest.raises(ValueError, match=message):
         Laboratory(**values)
     lab = Laboratory()
@@ -146,12 +150,19 @@ def test_the_laboratory_takes_no_comparisons_at_all():
     assert Laboratory([]).pairs == []
 
 
-def test_what_is_set_by_hand_goes_into_the_package():
+def test_its_attributes_go_into_the_package():
     """Oracle: the same run from the same pairs as tuples."""
     lab = Laboratory(DATASETS["D2"])
     settings = {"n_responses": 3, "seeds": 1, "steps": 10, "batch_size": None}
     from_lab = train_bandit(lab.pairs, dpo_loss, [lab.beta], **settings)
     assert torch.equal(from_lab.probabilities, train_bandit(DATASETS["D2"], dpo_loss, [0.5], **settings).probabilities)
+
+
+def test_without_the_books_packages_the_error_says_what_to_install():
+    """Oracle: the advice, in a Python that cannot find anywidget."""
+    program = "import sys; sys.modules['anywidget'] = None; import dapedu.explore"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "dapedu.explore needs anywidget; in a copy of the project: pip install '.[book]'" in run.stderr
 
 
 # ---- controls in the notebooks ----
@@ -183,6 +194,16 @@ def test_controls_say_what_is_wrong_with_draw():
 CONTROLLED = ("dpo", "ipo", "noise")
 
 
+def timed(widget, value) -> float:
+    """Processor seconds that an answer takes: the time of day also counts what others do on the machine."""
+    before, widget.value = widget.value, widget.value
+    start = time.process_time()
+    widget.value = value
+    seconds = time.process_time() - start
+    widget.value = before
+    return seconds
+
+
 def other_values(widget) -> list:
     """What a reader could set: every other entry of a menu, both ends of a slider."""
     if hasattr(widget, "options"):
@@ -195,7 +216,7 @@ def other_values(widget) -> list:
 
 @pytest.mark.parametrize("name", CONTROLLED)
 def test_a_chapters_controls_answer_within_200_ms(name, monkeypatch):
-    """Oracle: this process's clock, which others on the machine do not slow; the median over what one could set."""
+    """Oracle: the processor's clock, the better of two times; the median over what one could set."""
     namespace: dict = {}
     made: list[Controls] = []
     notebook = nbformat.read(Path(ROOT, "book", f"{name}.ipynb"), as_version=4)
@@ -217,8 +238,6 @@ def test_a_chapters_controls_answer_within_200_ms(name, monkeypatch):
     seconds = []
     for widget in controls.controls.kwargs_widgets:
         for value in other_values(widget):
-            start = time.process_time()
-            widget.value = value
-            seconds.append(time.process_time() - start)
+            seconds.append(min(timed(widget, value), timed(widget, value)))
     print(f"{name}: {[round(1000 * second) for second in seconds]} ms")
     assert np.median(seconds) < 0.2

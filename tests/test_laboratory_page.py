@@ -75,7 +75,7 @@ def test_it_recomputes_by_keyboard(laboratory, scheme):
     strength.focus()
     page.keyboard.press("ArrowRight")
     page.get_by_text("Strength: β = 0.59, τ = 0.59").wait_for()
-    assert probabilities(page)[2] == pytest.approx([0.526, 0.299, 0.175], abs=2e-2)
+    assert probabilities(page)[2] == pytest.approx([0.527, 0.301, 0.172], abs=1e-3)
     page.get_by_label("IPO's strength").focus()
     page.keyboard.press("ArrowDown")
     page.get_by_text("Strength: β = 0.59, τ = 0.15").wait_for()
@@ -152,8 +152,8 @@ def test_it_fits_a_phone_and_fingers(laboratory):
         assert min(box["width"], box["height"]) >= 24
 
 
-def test_one_answer_takes_less_than_a_frame_or_two(laboratory):
-    """Oracle: a clock. On this machine a change takes some 30 ms; a phone has a tenth of its speed to lose."""
+def test_an_answer_takes_less_than_200_ms(laboratory):
+    """Oracle: a clock. On two idle cores a change takes some 20 ms."""
     page = laboratory()
     seconds = page.evaluate("""async () => {
         const slider = document.querySelector(".laboratory input[type=range]"), times = [];

@@ -23,6 +23,20 @@ window.bookReady = new Promise((resolve) => {
     }
   }
 
+  // No line starts with the comma that follows a formula.
+  function holdPunctuation() {
+    for (const formula of document.querySelectorAll("span.math")) {
+      if (formula.offsetWidth > 160) continue; // px: a long formula must be free to scroll
+      const mark = formula.nextSibling?.nodeType === Node.TEXT_NODE && /^[.,;:!?)]+/.exec(formula.nextSibling.data)?.[0];
+      if (!mark) continue;
+      formula.nextSibling.deleteData(0, mark.length);
+      const held = document.createElement("span");
+      held.style.whiteSpace = "nowrap";
+      formula.replaceWith(held);
+      held.append(formula, mark);
+    }
+  }
+
   // A box that scrolls sideways must be reachable from the keyboard; whether one does depends on the width.
   function reachScrollingBoxes() {
     for (const box of document.querySelectorAll("mjx-container, .highlight pre, .output, .scroll-box")) {
@@ -35,6 +49,7 @@ window.bookReady = new Promise((resolve) => {
     mendRoles();
     boxWideThings();
     await window.MathJax?.startup?.promise;
+    holdPunctuation();
     reachScrollingBoxes();
     window.addEventListener("resize", reachScrollingBoxes);
     resolve();

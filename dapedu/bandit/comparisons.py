@@ -50,9 +50,7 @@ def order_with_flips(rewards: Tensor, flip: float) -> Tensor:
     """
     if not 0 <= flip <= 0.5:
         raise ValueError(f"order_with_flips: flip is {flip}, expected from 0 to 0.5")
-    rewards = torch.as_tensor(rewards, dtype=torch.float64)
-    if rewards.isnan().any():
-        raise ValueError("order_with_flips: rewards has entries that are no number")
+    rewards = rewards_of("order_with_flips", rewards)
     return 0.5 + (0.5 - flip) * torch.sign(rewards[..., :, None] - rewards[..., None, :])
 
 
@@ -80,12 +78,13 @@ def sample_wins(
     one_side_wins = np.abs(p + p.swapaxes(1, 2) - 1) < 1e-9
     if not ((p >= 0) & (p <= 1) & (one_side_wins | np.eye(p.shape[1], dtype=bool))).all():
         raise ValueError("sample_wins: win_probabilities has entries outside 0 to 1, or p(i, j) + p(j, i) is not 1")
-    if not isinstance(comparisons, int) or comparisons < 1:
-        raise ValueError(f"sample_wins: comparisons is {comparisons}, expected a whole number ≥ 1")
+    whole_number("sample_wins", "comparisons", comparisons)
     datasets, n, _ = p.shape
     mu = np.full(n, 1 / n) if proposal is None else torch.as_tensor(proposal, dtype=torch.float64).numpy()
-    if mu.shape not in {(n,), (datasets, n)} or not ((mu > 0) & np.isfinite(mu)).all():
-        raise ValueError(f"sample_wins: proposal has shape {mu.shape}, expected ({n},) or ({datasets}, {n}), positive")
+    if mu.shape not in {(n,), (datasets, n)}:
+        raise ValueError(f"sample_wins: proposal has shape {mu.shape}, expected ({n},) or ({datasets}, {n})")
+    if not ((mu > 0) & np.isfinite(mu)).all():
+        raise ValueError("sample_wins: proposal has entries that are not positive and finite")
     first, second = np.triu_indices(n, k=1)
     weights = mu[..., first] * mu[..., second]
     rng = np.random.default_rng(seed)
@@ -96,6 +95,24 @@ def sample_wins(
     wins = np.zeros(p.shape)
     wins[:, first, second], wins[:, second, first] = won, met - won
     return torch.from_numpy(wins)
+
+
+def rewards_of(function: str, rewards: Tensor) -> Tensor:
+    """The rewards in float64, or the error that says why they are none."""
+    rewards = torch.as_tensor(rewards, dtype=torch.float64)
+    if rewards.ndim == 0 or rewards.isnan().any():
+        raise ValueError(f"{function}: rewards is {rewards.tolist()}, expected numbers, shape (..., n_responses)")
+    return rewards
+
+
+def whole_number(function: str, name: str, value: int) -> None:
+    """The error if a count is none."""
+    try:
+        is_count = operator.index(value) >= 1
+    except TypeError:
+        is_count = False
+    if not is_count:
+        raise ValueError(f"{function}: {name} is {value}, expected a whole number ≥ 1")
 
 
 def checked_pairs(function: str, pairs: Pairs, n_responses: int) -> list[tuple[int, int]]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dapedu.bandit.comparisons import Pairs, log_reference_of, table_of
+from dapedu.bandit.comparisons import Pairs, log_reference_of, rewards_of, table_of, whole_number
 
 
 class WinGraph(NamedTuple):
@@ -37,13 +37,13 @@ def rlhf_optimum(rewards: Tensor, beta: float, *, reference: Tensor | None = Non
         π*, shape (..., n_responses), float64.
 
     Raises:
-        ValueError: the reference or beta is out of range.
+        ValueError: the reference or beta is out of range, or a reward is no number.
 
     Source: arXiv:2305.18290, Eq. 4. Book: eq-gibbs.
     """
     if not beta > 0:
         raise ValueError(f"rlhf_optimum: beta is {beta}, expected > 0")
-    rewards = torch.as_tensor(rewards, dtype=torch.float64)
+    rewards = rewards_of("rlhf_optimum", rewards)
     log_reference = log_reference_of("rlhf_optimum", reference, rewards.shape[-1])
     return torch.softmax(log_reference + rewards / beta, dim=-1)
 
@@ -65,11 +65,8 @@ def best_of_n(rewards: Tensor, n: int, *, reference: Tensor | None = None) -> Te
 
     Source: arXiv:2009.01325, best-of-n as a policy. Book: eq-best-of-n.
     """
-    if not isinstance(n, int) or n < 1:
-        raise ValueError(f"best_of_n: n is {n}, expected a whole number ≥ 1")
-    rewards = torch.as_tensor(rewards, dtype=torch.float64)
-    if rewards.isnan().any():
-        raise ValueError("best_of_n: rewards has entries that are no number")
+    whole_number("best_of_n", "n", n)
+    rewards = rewards_of("best_of_n", rewards)
     probabilities = torch.softmax(log_reference_of("best_of_n", reference, rewards.shape[-1]), dim=-1)
     worse = (rewards[..., None, :] < rewards[..., :, None]).double() @ probabilities
     tied = (rewards[..., None, :] == rewards[..., :, None]).double() @ probabilities
@@ -107,13 +104,13 @@ def fit_ipo(wins: Tensor, *, ridge: float = 0.0) -> Tensor:
 
     Args:
         wins: counts as of `count_wins`, shape (..., n_responses, n_responses).
-        ridge: weight of ½ Σ d² beside the mean loss of a comparison, ≥ 0.
+        ridge: weight of ½ Σ d² beside the mean loss of a comparison: 0, or from 1e-9 on.
 
     Returns:
         d = log π/π_ref up to a constant, of least norm, shape (..., n_responses), float64.
 
     Raises:
-        ValueError: wins is no table of counts, or ridge is negative.
+        ValueError: wins is no table of counts, or ridge is out of range.
 
     Source: arXiv:2310.12036, Eq. 17. Book: eq-ipo-optimum.
     """
@@ -157,14 +154,14 @@ def fit_bradley_terry(wins: Tensor, *, ridge: float = 0.0) -> Tensor:
 
     Args:
         wins: counts as of `count_wins`, shape (..., n_responses, n_responses).
-        ridge: weight of ½ Σ r² beside the mean loss of a comparison, ≥ 0; any above 0 makes the optimum finite
-            and unique.
+        ridge: weight of ½ Σ r² beside the mean loss of a comparison: 0, or from 1e-9 on, which makes the optimum
+            finite and unique.
 
     Returns:
         Rewards, shape (..., n_responses), float64; some may be −∞ without a ridge.
 
     Raises:
-        ValueError: wins is no table of counts, or ridge is negative.
+        ValueError: wins is no table of counts, or ridge is out of range.
         RuntimeError: Newton's method did not converge.
 
     Source: arXiv:2305.18290, Eq. 2; existence: Ford (1957). Book: eq-win-graph.
@@ -234,21 +231,24 @@ def _newton(wins: Tensor, *, quadratic: Tensor, anchor: Tensor) -> Tensor:
     """Minimise Σ wins · −log σ(r_w − r_l) + ½ rᵀ quadratic r, from 0; `anchor` spans what the gradient leaves open."""
     rewards = torch.zeros(wins.shape[:-1], dtype=torch.float64)
     met = wins + wins.mT
-    scale = wins.sum(dim=(-2, -1)).clamp(min=1)
     for _ in range(200):
         win = torch.sigmoid(rewards[..., :, None] - rewards[..., None, :])
         gradient = (met * win - wins).sum(dim=-1) + (quadratic @ rewards[..., None])[..., 0]
-        if (gradient.abs().amax(dim=-1) <= 1e-12 * scale).all():
-            return rewards
         hessian = _laplacian(met * win * (1 - win)) + quadratic
-        step = torch.linalg.solve(hessian + anchor, gradient[..., None])[..., 0]
+        try:
+            step = torch.linalg.solve(hessian + anchor, gradient[..., None])[..., 0]
+        except torch.linalg.LinAlgError:  # counts too lopsided for float64
+            break
         rewards = rewards - step * (2 / step.abs().amax(dim=-1, keepdim=True).clamp(min=2))  # at most 2 nats
-    raise RuntimeError("fit_bradley_terry: Newton's method did not converge in 200 steps")
+        if (step.abs() <= 1e-6).all():  # convergence is quadratic: what is left is of the order of its square
+            return rewards
+    raise RuntimeError("fit_bradley_terry: Newton's method did not converge; are the counts extremely lopsided?")
 
 
 def _total_identity(wins: Tensor) -> Tensor:
     """The number of comparisons times the identity: a ridge beside a mean, as one beside a sum."""
-    return wins.sum(dim=(-2, -1), keepdim=True).clamp(min=1) * torch.eye(wins.shape[-1], dtype=torch.float64)
+    total = wins.sum(dim=(-2, -1), keepdim=True)
+    return torch.where(total > 0, total, 1) * torch.eye(wins.shape[-1], dtype=torch.float64)
 
 
 def _laplacian(weights: Tensor) -> Tensor:
@@ -259,13 +259,16 @@ def _checked_wins(function: str, wins: Tensor) -> Tensor:
     wins = torch.as_tensor(wins, dtype=torch.float64)
     if wins.ndim < 2 or wins.shape[-1] != wins.shape[-2]:
         raise ValueError(f"{function}: wins has shape {tuple(wins.shape)}, expected (..., n_responses, n_responses)")
-    if not ((wins >= 0) & wins.isfinite()).all() or wins.diagonal(dim1=-2, dim2=-1).any():
+    counts = (wins >= 0) & wins.isfinite() & ~(torch.eye(wins.shape[-1], dtype=torch.bool) & (wins != 0))
+    if not counts.all():
+        place = tuple((~counts).nonzero()[0].tolist())
         raise ValueError(
-            f"{function}: wins has entries that count nothing, expected finite numbers ≥ 0 and a diagonal of 0"
+            f"{function}: wins[{', '.join(map(str, place))}] is {wins[place]}, "
+            "expected finite numbers ≥ 0, and 0 on the diagonal"
         )
     return wins
 
 
 def _require_ridge(function: str, ridge: float) -> None:
-    if not 0 <= ridge < math.inf:
-        raise ValueError(f"{function}: ridge is {ridge}, expected a finite number ≥ 0")
+    if not (ridge == 0 or 1e-9 <= ridge < math.inf):  # below, float64 cannot tell the optimum from others
+        raise ValueError(f"{function}: ridge is {ridge}, expected 0 or a finite number from 1e-9 on")

@@ -23,7 +23,7 @@ from dapedu.bandit import (
     win_graph,
     win_groups,
 )
-from dapedu.evaluate import expected_reward, kl_divergence, mean_interval
+from dapedu.evaluate import expected_reward, kl_divergence, mean_interval, total_variation
 from dapedu.losses import dpo_loss, ipo_loss
 
 
@@ -106,10 +106,10 @@ def _closed_form_errors(rng: np.random.Generator, n: int) -> dict[str, float]:
     weights = strength / (1 + (strength * margins).exp())
     return {
         "dpo_weight": (slopes + weights).abs().max().item(),
-        "gibbs": _total_variation(climbed, optimum).item(),
+        "gibbs": total_variation(climbed, optimum).item(),
         "reward_margin": margin_gap.abs().max().item(),
-        "dpo_population": _total_variation(dpo, optimum).item(),
-        "psi_identity": _total_variation(psi, ipo).item(),
+        "dpo_population": total_variation(dpo, optimum).item(),
+        "psi_identity": total_variation(psi, ipo).item(),
     }
 
 
@@ -136,7 +136,7 @@ def finite_data(
         same, undefeated = win_groups(wins)
         both_lead = undefeated[:, :, None] & undefeated[:, None, :] & ~same
         optimum = rlhf_optimum(fit_bradley_terry(wins), beta)
-        mean, half_width = mean_interval(_total_variation(optimum, target))
+        mean, half_width = mean_interval(total_variation(optimum, target))
         results[str(count)] = {
             "total_variation_mean": round(mean.item(), 4),
             "half_width_95": round(half_width.item(), 4),
@@ -322,11 +322,6 @@ def _maximise(objective: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
 
     found = minimize(negative, start.log().numpy(), jac=True, method="BFGS", options={"gtol": 1e-10})
     return torch.softmax(torch.from_numpy(found.x), dim=0)
-
-
-def _total_variation(p: Tensor, q: Tensor) -> Tensor:
-    """Total variation: the largest difference in probability over all events."""
-    return 0.5 * (p - q).abs().sum(dim=-1)
 
 
 def _rounded(values: Tensor) -> list[float]:

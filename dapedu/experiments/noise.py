@@ -1,7 +1,7 @@
 """The Noise chapter's published results: DPO and IPO on thousands of datasets with wrong labels."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dapedu.bandit import fit_bradley_terry, fit_ipo, order_with_flips, sample_wins, win_groups
-from dapedu.evaluate import expected_reward, mean_interval
+from dapedu.evaluate import expected_reward, mean_interval, total_variation
 from dapedu.losses import dpo_loss, ipo_loss
 
 # π_ref ∝ exp(prior · reward + blur · normal noise): knows nothing; knows the order roughly; knows it exactly.
@@ -29,7 +29,14 @@ class NoisyData(NamedTuple):
 
 
 def noisy_data(
-    *, n_responses: int, comparisons: int, flip: float | None, reference: str, datasets: int, seed: int
+    *,
+    n_responses: int,
+    comparisons: int,
+    flip: float | None,
+    prior: float,
+    blur: float,
+    datasets: int,
+    seed: int,
 ) -> NoisyData:
     """Datasets with true rewards uniform on [0, 1], a reference that may know something of them, and noisy labels.
 
@@ -39,7 +46,7 @@ def noisy_data(
         n_responses: responses in each dataset.
         comparisons: comparisons in each dataset.
         flip: probability of a wrong label; None for an annotator who errs on close calls, p = σ(4 Δr).
-        reference: a key of `REFERENCES`.
+        prior, blur: π_ref ∝ exp(prior · reward + blur · standard normal noise), see `REFERENCES`.
         datasets: how many to draw.
         seed: of all draws.
 
@@ -47,12 +54,10 @@ def noisy_data(
         `NoisyData`.
 
     Raises:
-        KeyError: there is no such reference.
         ValueError: as `order_with_flips` and `sample_wins`.
     """
     generator = torch.Generator().manual_seed(seed)
     rewards = torch.rand(datasets, n_responses, generator=generator, dtype=torch.float64)
-    prior, blur = REFERENCES[reference]
     impressions = torch.randn(datasets, n_responses, generator=generator, dtype=torch.float64)
     log_reference = torch.log_softmax(prior * rewards + blur * impressions, dim=-1)
     close_calls = torch.sigmoid(4 * (rewards[:, :, None] - rewards[:, None, :]))
@@ -118,6 +123,7 @@ def noise_map(
     ridges: Sequence[float] = (0.0, 1e-3, 1e-2, 1e-1, 1.0),
     weights: Sequence[float] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0, 8.0, 16.0),
     untuned: float = 0.5,
+    references: Mapping[str, tuple[float, float]] = REFERENCES,
     datasets: int = 4_000,
     validation_datasets: int = 4_000,
     seed: int = 0,
@@ -130,8 +136,9 @@ def noise_map(
     """
     results: dict[str, Any] = {}
     place, same_place = betas.index(untuned), betas.index(4 * untuned)
-    for n, reference, flip, per_response in itertools.product(n_responses, REFERENCES, flips, comparisons_per_response):
-        draw = partial(noisy_data, n_responses=n, comparisons=n * per_response, flip=flip, reference=reference)
+    for n, reference, flip, per_response in itertools.product(n_responses, references, flips, comparisons_per_response):
+        prior, blur = references[reference]
+        draw = partial(noisy_data, n_responses=n, comparisons=n * per_response, flip=flip, prior=prior, blur=blur)
         data, trial = draw(datasets=datasets, seed=seed), draw(datasets=validation_datasets, seed=seed + 1)
         policies = fitted_policies(data, ridges=ridges, betas=betas)
         validation = {
@@ -172,6 +179,7 @@ def noise_stopping(
     ridges: Sequence[float] = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 0.0),
     adam_lr: float = 0.01,
     descent_lr: float = 0.4,
+    references: Mapping[str, tuple[float, float]] = REFERENCES,
     datasets: int = 1_000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -186,12 +194,13 @@ def noise_stopping(
     strength = torch.tensor(betas, dtype=torch.float64)[:, None, None, None]
     losses = {"DPO": partial(dpo_loss, beta=strength), "IPO": partial(ipo_loss, tau=strength / 4)}
     results: dict[str, Any] = {}
-    for reference in REFERENCES:
+    for reference, (prior, blur) in references.items():
         data = noisy_data(
             n_responses=n_responses,
             comparisons=comparisons,
             flip=flip,
-            reference=reference,
+            prior=prior,
+            blur=blur,
             datasets=datasets,
             seed=seed,
         )
@@ -251,8 +260,8 @@ def _comparison(data: NoisyData, policies: dict[str, Tensor]) -> dict[str, float
     rewards = {method: expected_reward(policy, data.rewards) for method, policy in policies.items()}
     # Ties are not worse: rounding must not decide where a policy stayed at its reference.
     worse = {method: (reward < start - 1e-9).double() for method, reward in rewards.items()}
-    distance = 0.5 * (policies["DPO"] - policies["IPO"]).abs().sum(dim=-1)
-    entry = {"reference": start.mean().item(), "total variation": distance.mean().item()}
+    distance = total_variation(policies["DPO"], policies["IPO"]).mean()
+    entry = {"reference": start.mean().item(), "total variation": distance.item()}
     for name, values in (("reward", rewards), ("worse", worse)):
         difference, half_width = mean_interval(values["DPO"] - values["IPO"])
         entry |= {f"{name} {method}": value.mean().item() for method, value in values.items()}
@@ -279,7 +288,7 @@ def _never_won(data: NoisyData, policies: dict[str, Tensor]) -> dict[str, float 
 
 def _append(columns: dict[str, dict[str, list[float | None]]], row: str, entry: dict[str, Any]) -> None:
     for name, value in entry.items():
-        columns.setdefault(name, {}).setdefault(row, []).append(None if value is None else round(value, 4))
+        columns.setdefault(name, {}).setdefault(row, []).append(None if value is None else float(f"{value:.4g}"))
 
 
 def _rounded(values: Tensor) -> list[float]:

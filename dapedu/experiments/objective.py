@@ -52,7 +52,7 @@ def frontier_reward(rewards: Tensor, kl: float, *, reference: Tensor) -> float:
         Expected reward of RLHF's optimum at that KL; beyond the largest KL there is on the frontier, the best reward.
 
     Raises:
-        ValueError: kl is negative.
+        ValueError: kl is negative, or the rewards are all equal.
 
     Source: arXiv:2305.18290, Eqs. 3–4. Book: eq-frontier-slope.
     """
@@ -62,6 +62,8 @@ def frontier_reward(rewards: Tensor, kl: float, *, reference: Tensor) -> float:
         return expected_reward(reference, rewards).item()
 
     spread = (rewards.max() - rewards.min()).item()
+    if not spread > 0:
+        raise ValueError(f"frontier_reward: rewards are all {rewards[0].item()}, expected different ones")
 
     def excess(log_beta: float) -> float:
         optimum = rlhf_optimum(rewards, spread * math.exp(log_beta), reference=reference)
@@ -92,11 +94,8 @@ def beta_and_kl(
         optima = torch.stack([rlhf_optimum(rewards, beta, reference=reference) for beta in betas])
         kl[row] = kl_divergence(optima, reference)
         gain[row] = expected_reward(optima, rewards) - expected_reward(reference, rewards)
-    falls = (kl.diff(dim=1) < 0).all(dim=1)  # the strengths in the order given
     return {
         "betas": list(betas),
         "kl_mean": [float(f"{value:.4g}") for value in kl.mean(dim=0)],
         "reward_gain_mean": [float(f"{value:.4g}") for value in gain.mean(dim=0)],
-        "share_kl_falls_with_beta": falls.double().mean().item(),
-        "share_nearer_at_smallest": (kl[:, 0] < kl[:, -1]).double().mean().item(),
     }

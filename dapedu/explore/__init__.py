@@ -1,9 +1,15 @@
 """Explorers: the three-response laboratory, and controls that rerun a notebook's small experiment.
 
-They need `pip install 'dapedu[book]'`, as the notebooks do.
+They need what the notebooks need: `pip install '.[book]'` in a copy of the project.
 """
 
-from dapedu.explore.controls import Controls
-from dapedu.explore.laboratory import Laboratory
+try:
+    from dapedu.explore.controls import Controls
+    from dapedu.explore.laboratory import Laboratory
+except ModuleNotFoundError as missing:
+    if missing.name not in {"anywidget", "ipywidgets", "matplotlib", "traitlets"}:
+        raise
+    advice = "in a copy of the project: pip install '.[book]'"
+    raise ModuleNotFoundError(f"dapedu.explore needs {missing.name}; {advice}", name=missing.name) from missing
 
 __all__ = ["Controls", "Laboratory"]

@@ -304,15 +304,16 @@ function render({ model, el }) {
   }
 
   // Controls are built once, so that focus stays where it is; what they show follows the model.
-  const presets = build("select", { id: `${id}-preset`, onchange: () => presets.value && change({ pairs: get("presets")[presets.value] }) });
+  const presets = build("select", { id: `${id}-preset`, onchange: () => (presets.value ? change({ pairs: get("presets")[presets.value] }) : update()) });
   presets.append(build("option", { value: "" }, "your own"), ...Object.keys(get("presets")).map((name) => build("option", { value: name }, name)));
   const counters = matrix(NAMES.length, () => null);
   const setCount = (w, l, count) => {
     if (Number.isNaN(count)) return update(); // not a number: back to what it was
     const wins = countWins(get("pairs"));
+    const before = wins[w][l];
     wins[w][l] = Math.min(20, Math.max(0, Math.round(count)));
+    if (wins[w][l] === before) return update(); // nothing to compute; the field shows what holds
     change({ pairs: wins.flatMap((row, i) => row.flatMap((n, j) => Array(n).fill([i, j]))) });
-    update();
   };
   const rows = [[0, 1], [1, 0], [1, 2], [2, 1], [0, 2], [2, 0]].map(([w, l]) => {
     const name = `${NAMES[w]} beats ${NAMES[l]}`;

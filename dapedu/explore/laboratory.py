@@ -9,7 +9,8 @@ import anywidget
 import torch
 import traitlets
 
-from dapedu.bandit import DATASETS, Pairs, count_wins, rlhf_optimum
+from dapedu.bandit import DATASETS, Pairs
+from dapedu.bandit.comparisons import log_reference_of, table_of
 
 _FOLDER = Path(str(files("dapedu.explore")))
 _METHODS = ("DPO", "IPO")
@@ -26,11 +27,12 @@ class Laboratory(anywidget.AnyWidget):
         losses: which of "DPO" and "IPO" to run.
         beta: DPO's β, from 2⁻⁴ to 2² on the slider.
         matched: whether IPO's τ is β/4, which is as strong for close calls, or β.
-        reference: π_ref, shape (3,); None is uniform.
+        reference: π_ref, shape (3,); None is uniform. (As an attribute, a list of three numbers.)
         steps: optimiser steps, each on the whole dataset.
 
     Raises:
-        ValueError: an index, a probability or a strength is out of range; the message names it.
+        ValueError: an index, a probability or a strength is out of range; the message names it. (What is of
+            another type altogether, traitlets refuses.)
     """
 
     _esm = _FOLDER / "laboratory.mjs"
@@ -68,7 +70,7 @@ class Laboratory(anywidget.AnyWidget):
     @traitlets.validate("pairs")
     def _valid_pairs(self, proposal: Any) -> list[list[int]]:
         pairs = proposal["value"]
-        if pairs and count_wins(pairs, n_responses=3).max() > 20:
+        if pairs and table_of("Laboratory", pairs, 3).max() > 20:
             raise ValueError(f"Laboratory: pairs has {len(pairs)} comparisons, expected at most 20 with one outcome")
         return pairs
 
@@ -87,7 +89,7 @@ class Laboratory(anywidget.AnyWidget):
 
     @traitlets.validate("reference")
     def _valid_reference(self, proposal: Any) -> list[float]:
-        rlhf_optimum(torch.zeros(3), 1.0, reference=torch.tensor(proposal["value"], dtype=torch.float64))
+        log_reference_of("Laboratory", torch.tensor(proposal["value"]), 3)
         return proposal["value"]
 
     @traitlets.validate("steps")
