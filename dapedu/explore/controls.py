@@ -27,6 +27,8 @@ class Controls:
         self._places: list[Bbox] = []
         self._picture = ipywidgets.Image(format="png")
         self.controls = ipywidgets.interactive(self._update, **widgets)
+        for widget in self.controls.kwargs_widgets:
+            widget.style.description_width = "initial"  # names in full
         # Drawn once from here, where an error reaches the caller; later ones show below the picture.
         self._update(**{widget._kwarg: widget.get_interact_value() for widget in self.controls.kwargs_widgets})
         self._panel = ipywidgets.VBox([*self.controls.kwargs_widgets, self._picture, self.controls.out])
