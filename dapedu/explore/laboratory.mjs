@@ -308,16 +308,16 @@ function render({ model, el }) {
   presets.append(build("option", { value: "" }, "your own"), ...Object.keys(get("presets")).map((name) => build("option", { value: name }, name)));
   const counters = matrix(NAMES.length, () => null);
   const setCount = (w, l, count) => {
-    if (Number.isNaN(count)) return update(); // not a number: back to what it was
     const wins = countWins(get("pairs"));
     const before = wins[w][l];
-    wins[w][l] = Math.min(20, Math.max(0, Math.round(count)));
-    if (wins[w][l] === before) return update(); // nothing to compute; the field shows what holds
+    if (!Number.isNaN(count)) wins[w][l] = Math.min(20, Math.max(0, Math.round(count))); // else back to what it was
+    counters[w][l].value = wins[w][l];
+    if (wins[w][l] === before) return;
     change({ pairs: wins.flatMap((row, i) => row.flatMap((n, j) => Array(n).fill([i, j]))) });
   };
   const rows = [[0, 1], [1, 0], [1, 2], [2, 1], [0, 2], [2, 0]].map(([w, l]) => {
     const name = `${NAMES[w]} beats ${NAMES[l]}`;
-    const input = build("input", { id: `${id}-${w}${l}`, type: "number", min: 0, max: 20, onchange: () => setCount(w, l, input.validity.badInput ? NaN : Number(input.value)) });
+    const input = build("input", { id: `${id}-${w}${l}`, type: "number", min: 0, max: 20, "data-winner": w, "data-loser": l, onchange: () => setCount(w, l, input.validity.badInput ? NaN : Number(input.value)) });
     counters[w][l] = input;
     const step = (sign, by) => build("button", { type: "button", tabindex: -1, "aria-label": `${by < 0 ? "one less" : "one more"}: ${name}`, onclick: () => setCount(w, l, countWins(get("pairs"))[w][l] + by) }, sign);
     return build("div", { class: "lab-pair" }, build("label", { for: input.id }, name), step("−", -1), input, step("+", 1));
@@ -400,7 +400,9 @@ function render({ model, el }) {
     const isFirst = state === null;
     state = compute();
     const { wins, tau, runs } = state;
-    wins.forEach((row, w) => row.forEach((count, l) => { if (counters[w][l]) counters[w][l].value = count; }));
+    // Not the field in hand: it may hold digits that are still being typed.
+    const free = counters.flat().filter((input) => input && input !== document.activeElement);
+    for (const input of free) input.value = wins[input.dataset.winner][input.dataset.loser];
     const preset = Object.entries(get("presets")).find(([, pairs]) => JSON.stringify(countWins(pairs)) === JSON.stringify(wins));
     presets.value = preset ? preset[0] : "";
     for (const [method, box] of methods) box.checked = get("losses").includes(method);
