@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = commands.add_parser(
         "results",
         help="run the published experiments and write data/results/",
-        description="Run published experiments and write data/results/. Each takes seconds to a minute.",
+        description="Run published experiments and write data/results/. Each takes seconds to a few minutes.",
     )
     results.add_argument("names", nargs="*", metavar="NAME", help="which experiments (default: all)")
     results.add_argument("--list", action="store_true", help="list the experiments and stop")
