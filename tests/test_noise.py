@@ -96,13 +96,13 @@ def test_good_responses_that_never_won_are_counted_by_hand():
 
 
 def test_rewards_and_risks_are_compared_dataset_by_dataset():
-    """Oracle: by hand, two datasets, one in which the first method wins and one in which it ends below."""
-    rewards = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
-    data = NoisyData(rewards, torch.full((2, 2), 0.5, dtype=torch.float64).log(), torch.zeros(2, 2, 2))
-    sure, even = torch.tensor([[1.0, 0.0]] * 2, dtype=torch.float64), torch.full((2, 2), 0.5, dtype=torch.float64)
+    """Oracle: by hand, four datasets, three in which the first method wins and one in which it ends below."""
+    rewards = torch.tensor([[1.0, 0.0]] * 3 + [[0.0, 1.0]], dtype=torch.float64)
+    data = NoisyData(rewards, torch.full((4, 2), 0.5, dtype=torch.float64).log(), torch.zeros(4, 2, 2))
+    sure, even = torch.tensor([[1.0, 0.0]] * 4, dtype=torch.float64), torch.full((4, 2), 0.5, dtype=torch.float64)
     entry = noise._comparison(data, {"DPO": sure, "IPO": even})
-    assert (entry["reward DPO"], entry["reward IPO"], entry["reward difference"]) == (0.5, 0.5, 0.0)
-    assert (entry["worse DPO"], entry["worse IPO"]) == (0.5, 0.0)
+    assert (entry["reward DPO"], entry["reward IPO"], entry["reward difference"]) == (0.75, 0.5, 0.25)
+    assert (entry["worse DPO"], entry["worse IPO"]) == (0.25, 0.0)
     assert entry["total variation"] == 0.5
 
 
