@@ -76,14 +76,14 @@ def fitted_policies(data: NoisyData, *, ridges: Sequence[float], betas: Sequence
 
     Args:
         data: of `noisy_data`.
-        ridges: weights of the ridge, ≥ 0.
+        ridges: weights of the ridge, 0 or from 1e-9 on.
         betas: strengths β.
 
     Returns:
         π by method, shape (ridges, betas, datasets, n_responses).
 
     Raises:
-        ValueError: a ridge is negative.
+        ValueError: a ridge is out of range.
     """
     beta = torch.tensor(betas, dtype=torch.float64)[:, None, None]
     dpo = torch.stack([_dpo_rewards(data.wins, ridge) for ridge in ridges])[:, None]
@@ -275,11 +275,9 @@ def _never_won(data: NoisyData, policies: dict[str, Tensor]) -> dict[str, float 
     good = data.rewards > expected_reward(reference, data.rewards)[:, None]
     unlucky = good & (data.wins.sum(dim=-1) == 0) & (data.wins.sum(dim=-2) > 0)
     share, half_width = mean_interval(unlucky.any(dim=-1).double())
-    undefeated = win_groups(data.wins).undefeated
     entry: dict[str, float | None] = {
         "share": share.item(),
         "share half_width_95": half_width.item(),
-        "share with a finite optimum": undefeated.all(dim=-1).double().mean().item(),
     }
     for name, policy in policies.items():
         entry[f"kept by {name}"] = (policy / reference)[unlucky].mean().item() if unlucky.any() else None

@@ -36,7 +36,7 @@ def best_of_n_kl(
                 "reward": round(expected_reward(policy, rewards).item(), 6),
                 "frontier_reward": round(frontier_reward(rewards, kl, reference=reference), 6),
             }
-        entries[str(size)] = {"largest_kl": round(math.log(size), 6), "best_of": by_count}
+        entries[str(size)] = {"best_of": by_count}
     return entries
 
 
@@ -85,17 +85,12 @@ def beta_and_kl(
     n_responses: int = 5,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """KL and reward of RLHF's optimum by β, on random problems: standard normal rewards, Dirichlet(2) references."""
+    """KL of RLHF's optimum by β, on random problems: standard normal rewards, Dirichlet(2) references."""
     rng = np.random.default_rng(seed)
-    kl, gain = (torch.empty(problems, len(betas), dtype=torch.float64) for _ in range(2))
+    kl = torch.empty(problems, len(betas), dtype=torch.float64)
     for row in range(problems):
         rewards = torch.from_numpy(rng.normal(size=n_responses))
         reference = torch.from_numpy(rng.dirichlet(np.full(n_responses, 2.0)))
         optima = torch.stack([rlhf_optimum(rewards, beta, reference=reference) for beta in betas])
         kl[row] = kl_divergence(optima, reference)
-        gain[row] = expected_reward(optima, rewards) - expected_reward(reference, rewards)
-    return {
-        "betas": list(betas),
-        "kl_mean": [float(f"{value:.4g}") for value in kl.mean(dim=0)],
-        "reward_gain_mean": [float(f"{value:.4g}") for value in gain.mean(dim=0)],
-    }
+    return {"kl_mean": [float(f"{value:.4g}") for value in kl.mean(dim=0)]}
