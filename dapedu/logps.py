@@ -5,9 +5,16 @@ the first token of a sequence has none, and the first token of a completion is p
 the prompt. Getting this wrong by one is the commonest silent mistake in this field.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _IGNORED = -100  # cross_entropy's ignore_index: zero loss, zero gradient
 
@@ -88,3 +95,40 @@ def mean_logps(*, logits: Tensor, input_ids: Tensor, completion_mask: Tensor) ->
         rows = (lengths == 0).nonzero().flatten().tolist()
         raise ValueError(f"mean_logps: the completions of rows {rows} are empty, so they have no mean")
     return sums / lengths
+
+
+def model_logps(model: PreTrainedModel, *, input_ids: Tensor, completion_mask: Tensor) -> Tensor:
+    """`token_logps` of a model, with logits only where they are scored.
+
+    The vocabulary is most of the work in a small model, and prompt and padding need none of it. Sequences are
+    padded on the right, where causal attention needs no mask.
+
+    Args:
+        model: a causal language model whose logits are its output embeddings' product with the hidden states.
+        input_ids: prompt and completion, padded on the right, shape (batch, seq).
+        completion_mask: true (or 1) on the completion's tokens, false elsewhere, shape (batch, seq).
+
+    Returns:
+        Nats, float32, shape (batch, seq − 1); zero outside the completion.
+
+    Raises:
+        ValueError: shapes differ, or a completion starts at position 0.
+
+    Source: arXiv:2305.18290, §4: log π(y|x) of a completion is the sum of these.
+    """
+    if completion_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"model_logps: completion_mask has shape {tuple(completion_mask.shape)}, expected {tuple(input_ids.shape)}"
+        )
+    is_completion = completion_mask.bool()
+    if is_completion[:, 0].any():
+        raise ValueError(
+            "model_logps: completion_mask is true at position 0, where no earlier token predicts; "
+            "put a prompt or a begin-of-sequence token before the completion"
+        )
+    scored = is_completion[:, 1:]
+    # The last token predicts nothing that is scored.
+    hidden = model.base_model(input_ids=input_ids[:, :-1], use_cache=False).last_hidden_state
+    logits = model.get_output_embeddings()(hidden[scored])  # (scored tokens, vocabulary)
+    logps = torch.zeros(scored.shape, device=input_ids.device)
+    return logps.masked_scatter(scored, -F.cross_entropy(logits.float(), input_ids[:, 1:][scored], reduction="none"))
