@@ -49,8 +49,8 @@ notebooks: venv ## re-execute every notebook in place
 	jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False $(NOTEBOOKS)
 	jupyter nbconvert --to notebook --inplace --coalesce-streams $(NOTEBOOKS)  # what one cell prints, in one box
 
-results: venv ## recompute data/results/ (the many-seed runs)
-	dapedu results
+results: venv ## recompute data/results/ (the many-seed runs; hours)
+	dapedu reproduce --all
 
 clean: ## remove what was rendered and cached (not .venv)
 	rm -rf _build .pytest_cache .ruff_cache .mypy_cache

@@ -98,13 +98,15 @@ def load_rankings(path: str | Path) -> list[Record]:
     Raises:
         DataError: the file is missing or empty, or a line is not such a record.
     """
-    records = _load(path, _check_ranking)
-    k = len(records[0]["completions"])
-    for number, record in enumerate(records, start=1):
-        if len(record["completions"]) != k:
-            found = len(record["completions"])
-            raise DataError(f"{path}, record {number}: `completions` has {found} texts, the first record has {k}")
-    return records
+    k: list[int] = []  # of each record so far
+
+    def check(record: Record) -> str | None:
+        if problem := _check_ranking(record):
+            return problem
+        k.append(len(record["completions"]))
+        return None if k[-1] == k[0] else f"`completions` has {k[-1]} texts, the first record has {k[0]}"
+
+    return _load(path, check)
 
 
 def save_records(path: str | Path, records: Iterable[Record]) -> None:
@@ -113,14 +115,20 @@ def save_records(path: str | Path, records: Iterable[Record]) -> None:
     Args:
         path: its folder is made if missing.
         records: dicts that JSON can hold.
+
+    Raises:
+        ValueError: a record holds what JSON or UTF-8 cannot: infinity, NaN, half a surrogate pair.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf8", newline="\n") as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-    os.replace(partial, path)
+    try:
+        with partial.open("w", encoding="utf8", newline="\n") as file:
+            for record in records:
+                file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def encode(prompts: Sequence[str], completions: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Sequences:
@@ -162,12 +170,14 @@ def collate(sequences: Sequences, *, device: torch.device | str = "cpu") -> tupl
         device: where to put it.
 
     Returns:
-        input_ids, padded on the right with 0, and completion_mask, true on the completions' tokens; both of shape
+        input_ids, padded on the right, and completion_mask, true on the completions' tokens; both of shape
         (sequences, tokens). Under causal attention no token sees the padding to its right, so there is no attention
-        mask, and the padding's own id does not matter.
+        mask, and it does not matter which token pads.
     """
     width = max(map(len, sequences.input_ids))
-    input_ids = torch.zeros(len(sequences), width, dtype=torch.long)
+    # Each row's first token pads it: transformers warns of a missing mask where it meets the tokenizer's own padding.
+    firsts = torch.tensor([ids[0] for ids in sequences.input_ids])
+    input_ids = firsts[:, None].repeat(1, width)
     completion_mask = torch.zeros(len(sequences), width, dtype=torch.bool)
     for row, (ids, start) in enumerate(zip(sequences.input_ids, sequences.prompt_lengths, strict=True)):
         input_ids[row, : len(ids)] = torch.tensor(ids)
@@ -180,12 +190,13 @@ def _load(path: str | Path, check: Callable[[Record], str | None]) -> list[Recor
     if not path.is_file():
         raise DataError(f"{path}: there is no such file")
     records = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    # Of bytes, and so at line ends alone: str.splitlines would also cut a text at U+2028.
+    for number, line in enumerate(_bytes_of(path).splitlines(), start=1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of 5,000 digits, a deep nest
             raise DataError(f"{path}, line {number}: not JSON ({error}); expected one object a line") from None
         problem = check(record) if isinstance(record, dict) else f"a {type(record).__name__}, expected an object"
         if problem:
@@ -196,6 +207,13 @@ def _load(path: str | Path, check: Callable[[Record], str | None]) -> list[Recor
     return records
 
 
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+
 def _check_texts(*fields: str, optional: Sequence[str] = ()) -> Callable[[Record], str | None]:
     def check(record: Record) -> str | None:
         for field in fields:
@@ -204,6 +222,8 @@ def _check_texts(*fields: str, optional: Sequence[str] = ()) -> Callable[[Record
         for field in (*fields, *(name for name in optional if name in record)):
             if not isinstance(record[field], str):
                 return f"`{field}` is a {type(record[field]).__name__}, expected text"
+            if not _is_unicode(record[field]):
+                return f"`{field}` has half a surrogate pair in it, which is no character"
         return None if record["prompt"].strip() else "`prompt` is empty"
 
     return check
@@ -213,16 +233,21 @@ def _check_ranking(record: Record) -> str | None:
     problem = _check_texts("prompt")(record)
     if problem:
         return problem
-    completions, rewards = record.get("completions"), record.get("rewards")
-    if not isinstance(completions, list) or not all(isinstance(text, str) for text in completions):
+    texts, rewards = record.get("completions"), record.get("rewards")
+    if not isinstance(texts, list) or not all(isinstance(text, str) and _is_unicode(text) for text in texts):
         return "`completions` is not a list of texts"
-    numbers = isinstance(rewards, list) and all(
-        isinstance(reward, int | float) and not isinstance(reward, bool) and math.isfinite(reward) for reward in rewards
-    )
-    if not numbers:
+    # Not isfinite: it fails on a whole number of 400 digits.
+    if not isinstance(rewards, list) or not all(type(r) in (int, float) and abs(r) < math.inf for r in rewards):
         return "`rewards` is not a list of finite numbers"
-    if len(completions) < 2 or len(rewards) != len(completions):
-        return (
-            f"`completions` has {len(completions)} texts and `rewards` {len(rewards)} numbers, expected k ≥ 2 of each"
-        )
+    if len(texts) < 2 or len(rewards) != len(texts):
+        return f"`completions` has {len(texts)} texts and `rewards` {len(rewards)} numbers, expected k ≥ 2 of each"
     return None
+
+
+def _is_unicode(text: str) -> bool:
+    """JSON can hold half a surrogate pair, where something cut a text in the middle of an emoji; tokenizers cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -25,7 +25,7 @@ def test_evidence_exists_and_is_what_the_code_would_store(claim):
     for name in claim.evidence:
         stored, function = experiments.load(name), experiments.EXPERIMENTS[name]
         defaults = json.loads(json.dumps(experiments.settings_of(function)))
-        assert stored["settings"] == defaults, f"data/results/{name}.json is of other settings: dapedu results {name}"
+        assert stored["settings"] == defaults, f"data/results/{name}.json is of other settings: dapedu reproduce {name}"
 
 
 @pytest.mark.parametrize(("claim", "name"), NUMBERS, ids=lambda part: getattr(part, "id", part))
@@ -51,7 +51,7 @@ def test_the_sentence_reports_exactly_the_numbers_that_decide(claim):
 @pytest.mark.parametrize("claim", TESTED, ids=lambda claim: claim.id)
 def test_missing_evidence_is_an_error_that_says_what_to_do(claim, monkeypatch, tmp_path):
     monkeypatch.setattr(experiments, "RESULTS", tmp_path)
-    with pytest.raises(FileNotFoundError, match=f"dapedu results {claim.evidence[0]}"):
+    with pytest.raises(FileNotFoundError, match=f"dapedu reproduce {claim.evidence[0]}"):
         _ = claim.verdict
 
 

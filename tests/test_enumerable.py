@@ -1,18 +1,46 @@
 """The enumerable world: tables against reading each completion, expectations against formulas of the bandit."""
 
 import itertools
+import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 
 from dapedu.bandit import rlhf_optimum
-from dapedu.enumerable import completion_logps, expected_loss, fit_humans, make_world, minimise, pair_weights
-from dapedu.evaluate import kl_divergence, total_variation
+from dapedu.enumerable import (
+    best_of_n_policies,
+    completion_logps,
+    expected_loss,
+    fit_humans,
+    frontier,
+    frontier_reward,
+    gold_wins,
+    ipo_optima,
+    log_partition,
+    make_world,
+    minimise,
+    pair_weights,
+    probabilities,
+    rlhf_optima,
+    sample_pairs,
+    sampled_loss,
+    wins_over,
+)
+from dapedu.evaluate import expected_reward, kl_divergence, total_variation
+from dapedu.experiments import objective
 from dapedu.logps import sequence_logps
 from dapedu.losses import dpo_loss, ipo_loss
 from dapedu.models import SIZES, tiny_gpt2
 
 SMALL = {"n_symbols": 3, "length": 3, "n_prompts": 4}  # 27 completions
+
+# Two prompts with three completions each, for what is counted by hand or by brute force.
+REWARDS = torch.tensor([[1.0, 0.0, 0.5], [2.0, 2.0, -1.0]], dtype=torch.float64)
+REFERENCE = torch.tensor([[0.2, 0.5, 0.3], [0.1, 0.3, 0.6]], dtype=torch.float64)
+WINS = gold_wins(REWARDS, sharpness=1)
+DPO, IPO = (dpo_loss, {"beta": 0.7}), (ipo_loss, {"tau": 0.2})
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +88,15 @@ def test_the_table_is_what_reading_each_completion_gives(world, reference):
     torch.testing.assert_close(table.exp().sum(dim=1), torch.ones(4))
 
 
+def test_a_completion_of_one_symbol_is_the_next_token():
+    """Oracle: the softmax of the logits after the prompt."""
+    world = make_world(n_symbols=3, length=1, n_prompts=2)
+    model = tiny_gpt2("enumerable", vocab_size=3, n_positions=3)
+    with torch.no_grad():
+        expected = model(world.prompts).logits[:, -1].log_softmax(dim=-1)
+        torch.testing.assert_close(completion_logps(model, world), expected)
+
+
 def test_fine_tuning_learns_how_people_write(world, reference):
     """Oracle: the KL, which starts above a tenth and falls a hundredfold."""
     fresh = tiny_gpt2("enumerable", vocab_size=3, n_positions=5)
@@ -99,14 +136,9 @@ def test_exact_dpo_reaches_rlhfs_optimum(world, reference):
     """Oracle: rlhf_optimum, prompt by prompt; the target is far from where training starts."""
     with torch.no_grad():
         reference_logps = completion_logps(reference, world)
-    optimum = torch.stack(
-        [
-            rlhf_optimum(r, 1.0, reference=p.double() / p.double().sum())
-            for r, p in zip(world.rewards, reference_logps.exp(), strict=True)
-        ]
-    )
-    wins = torch.sigmoid(world.rewards[:, :, None] - world.rewards[:, None, :])
-    weights = pair_weights(reference_logps, wins)
+    start = probabilities(reference_logps)
+    optimum = torch.stack([rlhf_optimum(r, 1.0, reference=p) for r, p in zip(world.rewards, start, strict=True)])
+    weights = pair_weights(reference_logps, torch.sigmoid(world.rewards[:, :, None] - world.rewards[:, None, :]))
     policy = tiny_gpt2("enumerable", vocab_size=3, n_positions=5)
     policy.load_state_dict(reference.state_dict())
     minimise(
@@ -117,9 +149,161 @@ def test_exact_dpo_reaches_rlhfs_optimum(world, reference):
         lr=4e-3,
     )
     with torch.no_grad():
-        reached = completion_logps(policy, world).exp().double()
-    assert (total_variation(optimum, reference_logps.exp()) > 0.05).all()
+        reached = probabilities(completion_logps(policy, world))
+    assert (total_variation(optimum, start) > 0.05).all()
     assert (total_variation(optimum, reached) < 0.02).all()
+
+
+def test_pairs_are_drawn_as_often_as_their_weights_say():
+    """Oracle: pair_weights, to four standard errors of a share in 100,000; the seed decides."""
+    pairs = sample_pairs(REFERENCE.log(), WINS, n=100_000, seed=1)
+    counts = torch.zeros(2, 3, 3, dtype=torch.float64)
+    counts.index_put_(tuple(pairs), torch.tensor(1e-5, dtype=torch.float64), accumulate=True)
+    # A pair of equal completions is drawn in one order only, and has one label: chosen and rejected at once.
+    torch.testing.assert_close(counts, pair_weights(REFERENCE.log(), WINS) / 2, rtol=0, atol=4 * (0.25 / 1e5) ** 0.5)
+    again, other = (sample_pairs(REFERENCE.log(), WINS, n=100, seed=seed) for seed in (1, 2))
+    assert torch.equal(torch.stack(again), torch.stack(sample_pairs(REFERENCE.log(), WINS, n=100, seed=1)))
+    assert not torch.equal(torch.stack(again), torch.stack(other))
+
+
+@pytest.mark.parametrize(("loss", "strength"), [DPO, IPO])
+def test_the_sampled_loss_is_the_expected_loss_on_average(loss, strength):
+    """Oracle: expected_loss, to four standard errors of the mean over 500 draws of 40 pairs."""
+    policy = torch.log_softmax(torch.randn(2, 3, generator=torch.Generator().manual_seed(0)).double(), dim=1)
+    reference = REFERENCE.log()
+    drawn = torch.stack(
+        [
+            sampled_loss(policy, reference, sample_pairs(reference, WINS, n=40, seed=seed), loss, **strength)
+            for seed in range(500)
+        ]
+    )
+    expected = expected_loss(policy, reference, pair_weights(reference, WINS), loss, **strength)
+    assert abs(drawn.mean() - expected) < 4 * drawn.std() / 500**0.5
+
+
+@pytest.mark.parametrize(
+    ("loss", "strength", "optima"),
+    [(*DPO, rlhf_optima(REWARDS, 0.7, reference=REFERENCE)), (*IPO, ipo_optima(WINS, 0.2, reference=REFERENCE))],
+)
+def test_the_expected_loss_is_least_at_the_optimum(loss, strength, optima):
+    """Oracle: autograd; the slope is 0 there, and the loss higher a little to any side."""
+    weights = pair_weights(REFERENCE.log(), WINS)
+
+    def value(logits):
+        return expected_loss(torch.log_softmax(logits, dim=1), REFERENCE.log(), weights, loss, **strength)
+
+    logits = optima.log().requires_grad_()
+    (slope,) = torch.autograd.grad(value(logits), logits)
+    torch.testing.assert_close(slope, torch.zeros_like(slope), rtol=0, atol=1e-12)
+    aside = 0.1 * torch.randn(20, 2, 3, generator=torch.Generator().manual_seed(0)).double()
+    assert all(value(logits + step) > value(logits) for step in aside)
+
+
+def test_z_and_the_optimum_by_hand():
+    """Oracle: sums in plain Python; the objective's value at the optimum is β log Z."""
+    beta = 0.7
+    optima = rlhf_optima(REWARDS, beta, reference=REFERENCE)
+    log_z = log_partition(REWARDS, beta, reference=REFERENCE)
+    for row in range(2):
+        terms = [p * math.exp(r / beta) for p, r in zip(REFERENCE[row].tolist(), REWARDS[row].tolist(), strict=True)]
+        assert log_z[row].item() == pytest.approx(math.log(sum(terms)))
+        assert optima[row].tolist() == pytest.approx([term / sum(terms) for term in terms])
+    worth = expected_reward(optima, REWARDS) - beta * kl_divergence(optima, REFERENCE)
+    torch.testing.assert_close(worth, beta * log_z)
+
+
+def test_best_of_three_and_its_win_rate_by_listing_all_draws():
+    """Oracle: every triple of completions, the best kept, ties shared alike; then every opponent."""
+    policies = best_of_n_policies(REWARDS, 3, reference=REFERENCE)
+    rates = expected_reward(policies, wins_over(REFERENCE, gold_wins(REWARDS)))
+    for row in range(2):
+        rewards, p = REWARDS[row].tolist(), REFERENCE[row].tolist()
+        expected, rate = [0.0] * 3, 0.0
+        for draws in itertools.product(range(3), repeat=3):
+            best = [y for y in draws if rewards[y] == max(rewards[z] for z in draws)]
+            for y in best:
+                expected[y] += math.prod(p[z] for z in draws) / len(best)
+        for y, other in itertools.product(range(3), repeat=2):
+            rate += expected[y] * p[other] * (rewards[y] > rewards[other]) + 0.5 * expected[y] * p[other] * (
+                rewards[y] == rewards[other]
+            )
+        assert policies[row].tolist() == pytest.approx(expected)
+        assert rates[row].item() == pytest.approx(rate)
+
+
+def test_the_frontier_is_what_an_optimiser_finds_that_knows_no_beta():
+    """Oracle: scipy, mean reward over two prompts under a limit on the mean KL."""
+
+    def policies(logits):
+        return torch.softmax(torch.from_numpy(logits).view(2, 3), dim=1)
+
+    def mean_kl(logits):
+        return kl_divergence(policies(logits), REFERENCE).mean().item()
+
+    curve = frontier(REWARDS, [2.0, 0.7], reference=REFERENCE)
+    for kl, reward in zip(curve.kl.tolist(), curve.rewards.tolist(), strict=True):
+        found = minimize(
+            lambda logits: -expected_reward(policies(logits), REWARDS).mean().item(),
+            np.log(REFERENCE.numpy()).flatten(),
+            method="SLSQP",
+            constraints={"type": "ineq", "fun": lambda logits, kl=kl: kl - mean_kl(logits)},
+            options={"maxiter": 500, "ftol": 1e-12},
+        )
+        assert reward == pytest.approx(-found.fun, abs=1e-5)
+        assert frontier_reward(REWARDS, kl, reference=REFERENCE) == pytest.approx(reward, abs=1e-9)
+
+
+def test_two_prices_for_a_nat_are_worse_than_one():
+    """Oracle: optima of different β on the two prompts lie below the frontier at their mean KL."""
+    mixed = torch.stack([rlhf_optima(REWARDS, b, reference=REFERENCE)[row] for row, b in enumerate((2.0, 0.5))])
+    kl = kl_divergence(mixed, REFERENCE).mean().item()
+    assert expected_reward(mixed, REWARDS).mean() < frontier_reward(REWARDS, kl, reference=REFERENCE) - 0.01
+
+
+def test_nothing_crosses_the_frontier_and_its_ends_are_known():
+    """Oracle: a thousand random policies; the reference's reward; the best reward; the bandit's frontier."""
+    generator = torch.Generator().manual_seed(0)
+    policies = torch.softmax(3 * torch.randn(1_000, 2, 3, generator=generator).double(), dim=2)
+    kls, rewards = kl_divergence(policies, REFERENCE).mean(dim=1), expected_reward(policies, REWARDS).mean(dim=1)
+    for kl, reward in zip(kls.tolist(), rewards.tolist(), strict=True):
+        assert reward <= frontier_reward(REWARDS, kl, reference=REFERENCE) + 1e-9
+    start = expected_reward(REFERENCE, REWARDS).mean().item()
+    assert frontier_reward(REWARDS, 0.0, reference=REFERENCE) == pytest.approx(start, abs=1e-4)
+    assert frontier_reward(REWARDS, 9.0, reference=REFERENCE) == pytest.approx(1.5, abs=1e-3)
+    one, alone = REWARDS[:1], REFERENCE[:1]
+    bandit = objective.frontier_reward(one[0], 0.3, reference=alone[0])
+    assert frontier_reward(one, 0.3, reference=alone) == pytest.approx(bandit, abs=1e-9)
+
+
+def test_a_table_in_float32_becomes_probabilities_that_sum_to_one():
+    """Oracle: the bandit's own check, which float32 fails, and the table itself."""
+    logps = torch.log_softmax(torch.randn(3, 5_000, generator=torch.Generator().manual_seed(0)), dim=1) + 1e-5
+    found = probabilities(logps.requires_grad_())
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(3).double(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(found.float(), logps.exp(), rtol=1e-4, atol=0)
+    assert not found.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: sample_pairs(REFERENCE.log(), WINS, n=0, seed=0), "sample_pairs: n is 0, expected at least 1"),
+        (lambda: gold_wins(REWARDS, sharpness=0.0), "gold_wins: sharpness is 0.0, expected > 0"),
+        (
+            lambda: frontier_reward(REWARDS, -0.1, reference=REFERENCE),
+            "frontier_reward: kl is -0.1, expected ≥ 0",
+        ),
+        (
+            lambda: frontier_reward(torch.ones(2, 3), 0.1, reference=REFERENCE),
+            "frontier_reward: every prompt's rewards are all equal",
+        ),
+        (lambda: rlhf_optima(REWARDS, 0.0, reference=REFERENCE), "rlhf_optimum: beta is 0.0, expected > 0"),
+    ],
+)
+def test_an_error_says_which_argument(call, message):
+    """Oracle: the message names function, argument and value."""
+    with pytest.raises(ValueError, match=f"^{message}"):
+        call()
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,31 @@
-"""Expected reward, divergences and intervals against hand values, torch.distributions and scipy."""
+"""Expected reward, divergences, win rates, diversity and intervals against hand values, torch, scipy, transformers."""
 
+import json
 import math
 
+import numpy as np
 import pytest
 import scipy.stats
 import torch
 from torch.distributions import Categorical
 from torch.distributions import kl_divergence as torch_kl_divergence
+from words import opinionated, word_tokenizer
 
-from dapedu.evaluate import expected_reward, kl_divergence, mean_interval
+from dapedu.data import Sequences, encode
+from dapedu.enumerable import completion_logps, fit_humans, make_world
+from dapedu.evaluate import (
+    bootstrap_interval,
+    distinct_n,
+    evaluate_policy,
+    expected_reward,
+    kl_divergence,
+    mean_interval,
+    perplexity,
+    sequence_kl,
+    win_rate,
+)
+from dapedu.models import score, tiny_gpt2
+from dapedu.sampling import sample
 
 torch.set_num_threads(1)
 
@@ -181,3 +198,286 @@ def test_a_level_is_between_0_and_1(level):
     with pytest.raises(ValueError, match="level") as error:
         mean_interval(torch.zeros(5), level=level)
     assert str(error.value) == f"mean_interval: level is {level}, expected between 0 and 1"
+
+
+# ---- the KL of sampled texts ----
+
+
+def test_the_mean_log_ratio_estimates_the_kl():
+    """Oracle: the enumerable world, where KL and entropy are sums: within four standard errors, single ones negative.
+
+    The policy's completions are sampled as any model's are, as text.
+    """
+    world = make_world(n_symbols=3, length=3, n_prompts=4)
+    reference = tiny_gpt2("tiny", vocab_size=3, n_positions=5)
+    fit_humans(reference, world, steps=40)
+    policy = tiny_gpt2("tiny", vocab_size=3, n_positions=5, seed=1)
+    fit_humans(policy, make_world(n_symbols=3, length=3, n_prompts=4, seed=4), steps=40)
+    with torch.no_grad():
+        logps, reference_logps = (completion_logps(model, world).double() for model in (policy, reference))
+    exact_kl = kl_divergence(logps.exp(), reference_logps.exp()).mean()
+    exact_entropy = -(logps.exp() * logps).sum(dim=1).mean()
+    tokenizer = word_tokenizer("a b c", special={})
+    prompts = tokenizer.batch_decode(world.prompts) * 2_000
+    samples = sample(policy, tokenizer, prompts, max_new_tokens=3, batch_size=8_000)
+    log_ratios, surprises = sequence_kl(policy, reference, samples.sequences), -score(policy, samples.sequences)
+    assert exact_kl > 0.5
+    assert log_ratios.min() < 0
+    for values, exact in ((log_ratios, exact_kl), (surprises, exact_entropy)):
+        assert values.shape == (8_000,)
+        assert abs(values.double().mean() - exact) < 4 * values.std() / 8_000**0.5
+
+
+def test_a_policy_is_nowhere_from_itself():
+    """Oracle: 0 for each sequence; the other way round, the sign turns."""
+    first, second = opinionated(vocab_size=6), opinionated(vocab_size=6, seed=1)
+    sequences = Sequences([[3, 4, 5, 1], [5, 3, 1]], [2, 1])
+    assert sequence_kl(first, first, sequences).tolist() == [0, 0]
+    assert torch.equal(sequence_kl(first, second, sequences), -sequence_kl(second, first, sequences))
+
+
+# ---- win rate ----
+
+
+def test_win_rate_by_hand():
+    """Oracle: won, lost, drawn, and infinite rewards, of which equals draw too."""
+    inf = math.inf
+    wins = win_rate(torch.tensor([2.0, 1, 1, -inf, inf, inf]), torch.tensor([1.0, 2, 1, -inf, inf, 0]))
+    assert wins.tolist() == [1, 0, 0.5, 0.5, 0.5, 1]
+
+
+@pytest.mark.parametrize(
+    ("baseline", "message"),
+    [([1.0], r"baseline_rewards has shape \(1,\), expected \(2,\)"), ([1.0, math.nan], "a reward is NaN")],
+)
+def test_what_cannot_win(baseline, message):
+    """Oracle: the message says what is wrong."""
+    with pytest.raises(ValueError, match=f"^win_rate: {message}"):
+        win_rate(torch.zeros(2), torch.tensor(baseline))
+
+
+# ---- perplexity ----
+
+
+def test_perplexity_of_a_model_that_knows_nothing():
+    """Oracle: the vocabulary's size, whatever the texts."""
+    model = tiny_gpt2("tiny", vocab_size=6, n_positions=16)
+    with torch.no_grad():
+        model.transformer.wte.weight.zero_()
+    assert perplexity(model, Sequences([[3, 4, 5, 1], [5, 3]], [2, 1])) == pytest.approx(6, rel=1e-6)
+
+
+def test_perplexity_is_exp_of_transformers_loss():
+    """Oracle: transformers' own loss, one batch, labels of -100 on the prompts and the padding."""
+    model = opinionated(vocab_size=6)
+    input_ids = torch.tensor([[3, 4, 5, 1], [5, 3, 4, 4], [3, 1, 0, 0]])
+    labels = torch.tensor([[-100, -100, 5, 1], [-100, 3, 4, 4], [-100, 1, -100, -100]])
+    loss = model(input_ids=input_ids, labels=labels, attention_mask=torch.ones_like(input_ids)).loss
+    sequences = Sequences([[3, 4, 5, 1], [5, 3, 4, 4], [3, 1]], [2, 1, 1])
+    assert perplexity(model, sequences) == pytest.approx(loss.exp().item(), rel=1e-5)
+    with pytest.raises(ValueError, match=r"^perplexity: sequences has no completion tokens"):
+        perplexity(model, Sequences([[3, 4]], [2]))
+
+
+# ---- diversity ----
+
+
+def test_distinct_n_by_hand():
+    """Oracle: counted by eye; n-grams do not cross completions, and spaces are nothing."""
+    completions = ["a b a b", "a  b c", "", "d"]
+    assert distinct_n(completions, 1) == 4 / 8
+    assert distinct_n(completions, 2) == 3 / 5  # ab ba ab, ab bc
+    assert distinct_n(completions, 4) == 1
+    assert math.isnan(distinct_n(completions, 5))
+    assert distinct_n(["the screen is very good ."] * 10) == 3 / 30
+
+
+def test_distinct_zero_is_refused():
+    """Oracle: the message names n."""
+    with pytest.raises(ValueError, match=r"^distinct_n: n is 0, expected at least 1"):
+        distinct_n(["a"], 0)
+
+
+# ---- bootstrap interval ----
+
+
+def skewed(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.empty(*shape, dtype=torch.float64).exponential_(generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("level", [0.5, 0.95])
+def test_bootstrap_is_scipys(level):
+    """Oracle: scipy.stats.bootstrap's percentile interval of other draws, on few and skewed values; both of 20,000."""
+    values = skewed(15)
+    mean, low, high = bootstrap_interval(values, level=level, resamples=20_000)
+    scipys = scipy.stats.bootstrap(
+        (values.numpy(),), np.mean, confidence_level=level, n_resamples=20_000, method="percentile", rng=1
+    ).confidence_interval
+    assert mean == pytest.approx(values.mean().item(), abs=1e-12)
+    width = high - low
+    assert (low, high) == (pytest.approx(scipys.low, abs=0.02 * width), pytest.approx(scipys.high, abs=0.02 * width))
+
+
+def test_bootstrap_of_unequal_groups_is_scipys():
+    """Oracle: scipy.stats.bootstrap of a ratio, groups' sums to groups' sizes, drawn in pairs."""
+    sizes = torch.tensor([1, 5, 2, 7, 3, 3, 1, 4, 2, 6, 1, 9])
+    prompts = [f"prompt {number}" for number, size in enumerate(sizes.tolist()) for _ in range(size)]
+    values = torch.cat([shift + skewed(size, seed=size) for size, shift in zip(sizes.tolist(), range(12), strict=True)])
+    order = torch.randperm(44, generator=torch.Generator().manual_seed(1))
+    sums = torch.zeros(12, dtype=torch.float64).index_add_(0, torch.arange(12).repeat_interleave(sizes), values)
+    mean, low, high = bootstrap_interval(values[order], groups=[prompts[row] for row in order], resamples=20_000)
+    scipys = scipy.stats.bootstrap(
+        (sums.numpy(), sizes.double().numpy()),
+        lambda sums, sizes, axis: sums.sum(axis=axis) / sizes.sum(axis=axis),
+        paired=True,
+        n_resamples=20_000,
+        method="percentile",
+        rng=1,
+    ).confidence_interval
+    assert mean == pytest.approx(values.mean().item(), abs=1e-12)
+    width = high - low
+    assert (low, high) == (pytest.approx(scipys.low, abs=0.02 * width), pytest.approx(scipys.high, abs=0.02 * width))
+
+
+def test_copies_of_a_value_tell_nothing_new():
+    """Oracle: with their group named, the very interval of the values alone; without, one √5 as wide."""
+    values = skewed(40)
+    copies, groups = values.repeat_interleave(5), torch.arange(40).repeat_interleave(5)
+    alone, grouped, ignored = (
+        bootstrap_interval(values),
+        bootstrap_interval(copies, groups=groups),
+        bootstrap_interval(copies),
+    )
+    assert grouped == pytest.approx(alone, abs=1e-12)
+    assert (alone[2] - alone[1]) / (ignored[2] - ignored[1]) == pytest.approx(5**0.5, rel=0.1)
+
+
+def test_bootstrap_of_many_values_is_the_normal_interval():
+    """Oracle: mean ± 1.96 standard errors; 20,000 draws of 1,000 values, more than are made at once."""
+    values = skewed(1_000).log()
+    mean, low, high = bootstrap_interval(values, resamples=20_000)
+    half_width = scipy.stats.norm.ppf(0.975) * values.std().item() / 1_000**0.5
+    assert (mean - low, high - mean) == (pytest.approx(half_width, rel=0.05), pytest.approx(half_width, rel=0.05))
+
+
+def test_bootstrap_covers_what_it_promises():
+    """Oracle: 600 simulated evaluations of 40 prompts, 4 samples each, of which a prompt's own part is shared.
+
+    With 40 groups the percentile interval lacks the factor t/z · √(40/39), and covers .94. Without the groups
+    it is narrower by √(1 + 3/2), their design effect, and covers .78.
+    """
+    generator = torch.Generator().manual_seed(0)
+    prompts = torch.arange(40).repeat_interleave(4)
+    covered = {"grouped": 0, "ignored": 0}
+    for trial in range(600):
+        values = torch.randn(40, generator=generator)[prompts] + torch.randn(160, generator=generator)
+        for name, groups in (("grouped", prompts), ("ignored", None)):
+            _, low, high = bootstrap_interval(values, groups=groups, resamples=400, seed=trial)
+            covered[name] += low < 0 < high
+    assert covered["grouped"] / 600 == pytest.approx(0.94, abs=0.03)  # 3 standard errors
+    assert covered["ignored"] / 600 < 0.82
+
+
+def test_the_bootstraps_seed_decides():
+    """Oracle: equal seeds, equal intervals; whole numbers and truth values have means as well."""
+    values = skewed(30)
+    assert bootstrap_interval(values) == bootstrap_interval(values, seed=0)
+    assert bootstrap_interval(values) != bootstrap_interval(values, seed=1)
+    assert bootstrap_interval(torch.tensor([True, False]))[0] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("values", "arguments", "message"),
+    [
+        (torch.zeros(2, 2), {}, r"values has shape \(2, 2\), expected \(n,\)"),
+        (torch.zeros(1), {}, "1 values, expected at least 2"),
+        (torch.zeros(3), {"groups": ["x", "x", "x"]}, "1 groups, expected at least 2"),
+        (torch.zeros(3), {"groups": ["x", "y"]}, "groups has 2 entries, expected 3, one a value"),
+        (torch.zeros(3), {"level": 95}, "level is 95, expected between 0 and 1"),
+        (torch.zeros(3), {"resamples": 0}, "resamples is 0, expected at least 1"),
+    ],
+)
+def test_what_has_no_bootstrap(values, arguments, message):
+    """Oracle: the message names argument and value."""
+    with pytest.raises(ValueError, match=f"^bootstrap_interval: {message}"):
+        bootstrap_interval(values, **arguments)
+
+
+# ---- a policy's evaluation ----
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return word_tokenizer("a b c")
+
+
+def words_of(samples):
+    return [float(len(completion.split())) for completion in samples.completions]
+
+
+def test_an_evaluation_is_its_parts(tokenizer):
+    """Oracle: each row again, by hand from the same samples; it is JSON."""
+    policy, reference = opinionated(vocab_size=6), opinionated(vocab_size=6, seed=1)
+    prompts = ["a b", "c", "b b a", "c a"]
+    drawn = {"max_new_tokens": 8, "seed": 3}
+    asked = [prompt for prompt in prompts for _ in range(10)]
+    baseline = sample(reference, tokenizer, asked, **drawn)
+    human = encode(prompts, ["a c", "b", "", "c c c"], tokenizer)
+    results = evaluate_policy(
+        policy,
+        tokenizer,
+        prompts,
+        rewards={"words": words_of, "a": lambda samples: torch.tensor(["a" in c for c in samples.completions])},
+        reference=reference,
+        baseline=baseline,
+        human=human,
+        samples_per_prompt=10,
+        **drawn,
+    )
+    samples = sample(policy, tokenizer, asked, **drawn)
+    mine, theirs = torch.tensor(words_of(samples)), torch.tensor(words_of(baseline))
+    expected = {
+        "reward words": mine,
+        "win rate words": win_rate(mine, theirs),
+        "kl": sequence_kl(policy, reference, samples.sequences),
+        "entropy": -score(policy, samples.sequences),
+        "length": mine + torch.tensor(samples.finished),
+        "finished": torch.tensor(samples.finished),
+    }
+    for name, values in expected.items():
+        assert results[name] == bootstrap_interval(values, groups=asked), name
+    assert 0 < results["reward a"][0] < 1
+    assert results["distinct 4"] == distinct_n(samples.completions)
+    assert results["perplexity"] == perplexity(policy, human)
+    assert list(results) == [
+        *("reward words", "win rate words", "reward a", "win rate a"),
+        *("kl", "entropy", "length", "finished", "distinct 4", "perplexity"),
+    ]
+    assert json.loads(json.dumps(results))["kl"] == list(results["kl"])
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0.5}, {"top_k": 2}])
+def test_samples_that_are_not_the_policys_own_have_no_kl(settings, tokenizer):
+    """Oracle: the rows that are left; and without baseline or human texts, theirs are missing too."""
+    policy = opinionated(vocab_size=6)
+    arguments = {"rewards": {"words": words_of}, "reference": policy, "max_new_tokens": 3}
+    results = evaluate_policy(policy, tokenizer, ["a", "b"], **arguments, **settings)
+    assert list(results) == ["reward words", "length", "finished", "distinct 4"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"samples_per_prompt": 0}, "samples_per_prompt is 0, expected at least 1"),
+        ({"samples_per_prompt": 2}, "baseline has other prompts; .* in the same order, 2 samples each"),
+        ({"prompts": ["b", "a"]}, "baseline has other prompts"),
+        ({"rewards": {"bad": lambda samples: [1.0]}}, r"reward bad gives shape \(1,\), expected \(2,\)"),
+    ],
+)
+def test_what_cannot_be_evaluated(arguments, message, tokenizer):
+    """Oracle: the message names what does not fit."""
+    policy = opinionated(vocab_size=6)
+    baseline = sample(policy, tokenizer, ["a", "b"], max_new_tokens=3)
+    usual = {"prompts": ["a", "b"], "rewards": {"words": words_of}, "baseline": baseline, "max_new_tokens": 3}
+    with pytest.raises(ValueError, match=f"^evaluate_policy: {message}"):
+        evaluate_policy(policy, tokenizer, **(usual | arguments))

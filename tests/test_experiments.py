@@ -79,7 +79,7 @@ def test_an_installed_package_stores_results_where_one_is(tmp_path):
     site, here = tmp_path / "site", tmp_path / "here"
     shutil.copytree(Path(experiments.__file__).parents[1], site / "dapedu")
     here.mkdir()
-    command = [sys.executable, "-m", "dapedu", "results", "kl_at_the_edge"]
+    command = [sys.executable, "-m", "dapedu", "reproduce", "kl_at_the_edge"]
     subprocess.run(command, cwd=here, env=os.environ | {"PYTHONPATH": str(site)}, check=True, capture_output=True)
     record = json.loads((here / "data" / "results" / "kl_at_the_edge.json").read_text(encoding="utf8"))
     assert record["commit"] == "unknown"
@@ -92,7 +92,7 @@ def test_a_result_is_stored_where_there_is_no_git(monkeypatch, tmp_path):
 
 
 def test_the_command_lists_and_explains(capsys):
-    assert main(["results", "--list"]) == 0
+    assert main(["reproduce", "--list"]) == 0
     listed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in listed] == list(experiments.EXPERIMENTS)
     assert main(["claims", "ipo-2"]) == 0
@@ -102,7 +102,7 @@ def test_the_command_lists_and_explains(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["results", "kl_at_the_edge", "nope"], "no experiment 'nope'; `dapedu results --list` shows them"),
+        (["reproduce", "kl_at_the_edge", "nope"], "no result 'nope'; `dapedu reproduce --list` shows them"),
         (["claims", "nope"], "no claim 'nope'"),
     ],
 )
@@ -120,17 +120,17 @@ def test_the_command_says_which_evidence_is_missing(monkeypatch, tmp_path, capsy
     with pytest.raises(SystemExit) as stopped:
         main(["claims", "ipo-2"])
     assert stopped.value.code == 2
-    assert "`dapedu results kl_at_the_edge` makes it" in capsys.readouterr().err
+    assert "`dapedu reproduce kl_at_the_edge` makes it" in capsys.readouterr().err
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch, tmp_path):
     monkeypatch.setattr(experiments, "RESULTS", tmp_path)
     monkeypatch.setitem(experiments.EXPERIMENTS, "kl_at_the_edge", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        main(["results", "kl_at_the_edge"])
+        main(["reproduce", "kl_at_the_edge"])
 
 
 def test_python_dash_m_has_help():
     shown = subprocess.run([sys.executable, "-m", "dapedu", "--help"], capture_output=True, text=True, check=True)
-    assert "results" in shown.stdout
+    assert "reproduce" in shown.stdout
     assert "claims" in shown.stdout

@@ -4,10 +4,12 @@ A verdict is never typed in. A claim names its stored results, picks numbers fro
 on those numbers; the verdict follows. A chapter shows its claims by id, so each is worded and judged once.
 """
 
-from dapedu.claims import dpo, ipo, noise, objective
+from dapedu.claims import dpo, enumerable, ipo, noise, objective
 from dapedu.claims.entry import Claim, ClaimList, Verdict
 
-CLAIMS: dict[str, Claim] = {claim.id: claim for claim in (*objective.CLAIMS, *dpo.CLAIMS, *ipo.CLAIMS, *noise.CLAIMS)}
+CLAIMS: dict[str, Claim] = {
+    claim.id: claim for claim in (*objective.CLAIMS, *dpo.CLAIMS, *enumerable.CLAIMS, *ipo.CLAIMS, *noise.CLAIMS)
+}
 
 
 def select(*ids: str) -> ClaimList:

@@ -90,7 +90,7 @@ class Claim:
             return ""
         settings = {name: experiments.load(name)["settings"] for name in self.evidence}
         sentence = self.measured.format(settings=settings, **self.stored_numbers())
-        return f"{sentence} (dapedu results {' '.join(self.evidence)})"
+        return f"{sentence} (dapedu reproduce {' '.join(self.evidence)})"
 
     @property
     def verdict(self) -> Verdict:

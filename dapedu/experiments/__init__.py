@@ -1,4 +1,4 @@
-"""One function a published result; `dapedu results` runs them and writes data/results/<name>.json.
+"""One function a published result; `dapedu reproduce` runs them and writes data/results/<name>.json.
 
 A function's keyword defaults are its settings and are stored with what it returns, beside the commit, the
 machine and the time. The chapters read these files next to a smaller live run; the claims are judged by them.
@@ -16,11 +16,10 @@ from typing import Any
 
 import torch
 
-from dapedu.experiments import bandit, noise, objective
+from dapedu.experiments import bandit, enumerable, noise, objective, reviews, units
+from dapedu.experiments.units import RESULTS
 
-# In a checkout the project's own results; from an installed package those of the folder one is in.
 _CHECKOUT = Path(__file__).resolve().parents[2]
-RESULTS = (_CHECKOUT if (_CHECKOUT / "pyproject.toml").exists() else Path.cwd()) / "data" / "results"
 
 EXPERIMENTS: dict[str, Callable[..., dict[str, Any]]] = {
     function.__name__: function
@@ -35,15 +34,22 @@ EXPERIMENTS: dict[str, Callable[..., dict[str, Any]]] = {
         objective.beta_and_kl,
         noise.noise_map,
         noise.noise_stopping,
+        enumerable.enumerable_optimum,
+        enumerable.enumerable_frontier,
+        reviews.reviews_frontier,
+        reviews.reviews_overoptimisation,
+        reviews.reviews_gap,
+        reviews.reviews_noise,
     )
 }
 
 
-def run(name: str) -> Path:
+def run(name: str, *, jobs: int = 1) -> Path:
     """Run one experiment and write its result file.
 
     Args:
         name: a key of `EXPERIMENTS`.
+        jobs: its independent runs worked on at once; the numbers do not depend on it.
 
     Returns:
         The file written.
@@ -53,19 +59,21 @@ def run(name: str) -> Path:
     """
     function = EXPERIMENTS[_checked("run", name)]
     start = time.perf_counter()
-    results = function()
+    with units.parallel(jobs) as spent_before:
+        results = function()
     record = {
         "experiment": name,
-        "command": f"dapedu results {name}",
+        "command": f"dapedu reproduce {name}",
         "settings": settings_of(function),
         "commit": _commit(),
         "machine": {
             "processor": platform.machine(),
             "cores": os.cpu_count(),
+            "jobs": jobs,
             "python": platform.python_version(),
             "torch": torch.__version__,
         },
-        "seconds": round(time.perf_counter() - start, 1),
+        "seconds": round(time.perf_counter() - start + sum(spent_before) / jobs, 1),
         "results": results,
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -103,7 +111,7 @@ def load(name: str) -> dict[str, Any]:
     """
     path = RESULTS / f"{_checked('load', name)}.json"
     if not path.exists():
-        raise FileNotFoundError(f"data/results/{name}.json is missing; `dapedu results {name}` makes it")
+        raise FileNotFoundError(f"data/results/{name}.json is missing; `dapedu reproduce {name}` makes it")
     return json.loads(path.read_text(encoding="utf8"))
 
 

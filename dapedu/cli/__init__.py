@@ -1,0 +1,58 @@
+"""The command `dapedu`: train and evaluate small models, rerun the book's results, judge its claims."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from dapedu import __version__
+from dapedu.cli import language_models, published, training
+
+_DESCRIPTION = """\
+From preferences to an aligned model, on a laptop or a GPU. A first session, about two minutes on a CPU:
+
+  dapedu sft   --data data/reviews/train.jsonl --output runs/sft
+  dapedu data pairs --model runs/sft --number 4096 --output runs/pairs.jsonl
+  dapedu train --method dpo --beta 1 --model runs/sft --data runs/pairs.jsonl --output runs/dpo
+  dapedu evaluate --model runs/dpo --reference runs/sft
+  dapedu sample   --model runs/dpo
+
+Every command explains itself:  dapedu train --help
+"""
+
+_EPILOG = """\
+exit status: 0 done; 1 training diverged; 2 the words or the files make no sense, and nothing was started;
+130 interrupted (Ctrl-C), after saving what can be resumed.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command `dapedu`, also `python -m dapedu`.
+
+    Args:
+        arguments: the words after the command's name; None takes the shell's.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        SystemExit: the words make no sense (status 2, with a line that says what would) or ask for help.
+    """
+    parser = argparse.ArgumentParser(
+        prog="dapedu", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"dapedu {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    training.add_commands(commands)
+    language_models.add_commands(commands)
+    published.add_commands(commands)
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt as interrupt:
+        print(f"dapedu: {interrupt or 'interrupted'}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `dapedu sample … | head`
+        sys.stderr.close()
+        return 0

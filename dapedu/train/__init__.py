@@ -1,0 +1,25 @@
+"""Training a language model by supervision or by preferences: one loop, the method an argument.
+
+`methods` says what each method asks of a batch, `loop` is the loop, `checkpoints` what survives an interruption.
+"""
+
+from dapedu.train.checkpoints import RunError
+from dapedu.train.examples import Examples, batches_of_epoch
+from dapedu.train.loop import DivergedError, train_preference, train_sft
+from dapedu.train.methods import METHODS, Method, Scores
+from dapedu.train.settings import Plan, Settings, plan
+
+__all__ = [
+    "METHODS",
+    "DivergedError",
+    "Examples",
+    "Method",
+    "Plan",
+    "RunError",
+    "Scores",
+    "Settings",
+    "batches_of_epoch",
+    "plan",
+    "train_preference",
+    "train_sft",
+]

@@ -1,0 +1,143 @@
+"""What survives an interruption: weights, optimiser and random states in one safetensors file, renamed when whole."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_KEPT = 2  # checkpoints: the last one, and one in case its disk block is bad
+
+
+class RunError(RuntimeError):
+    """A run's folder cannot be used as asked; the message says what to do."""
+
+
+class Run:
+    """A run's folder: `run.json` (what was asked), `log.csv`, checkpoints, and at the end `model/`.
+
+    Args:
+        folder: made if missing.
+        asked: settings and fingerprints of model and data, which a resumed run must share.
+        resume: go on from the last checkpoint, if there is one.
+
+    Raises:
+        RunError: the folder holds a run and resume is false, or one that was asked something else.
+    """
+
+    def __init__(self, folder: str | Path, *, asked: dict[str, Any], resume: bool) -> None:
+        self.folder = Path(folder)
+        file = self.folder / "run.json"
+        asked = json.loads(json.dumps(asked))  # as it will read back: tuples are lists
+        if file.exists():
+            if not resume:
+                raise RunError(f"{self.folder} already holds a run: resume it (--resume), or choose another folder")
+            before = json.loads(file.read_text(encoding="utf8"))
+            if differing := [key for key in {**before, **asked} if before.get(key) != asked.get(key)]:
+                changes = "; ".join(f"{key} was {before.get(key)}, now {asked.get(key)}" for key in differing)
+                raise RunError(f"{self.folder} holds a run that was asked something else ({changes})")
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write(file, (json.dumps(asked, indent=1, ensure_ascii=False) + "\n").encode())
+
+    @property
+    def log(self) -> Path:
+        """The table of what was logged."""
+        return self.folder / "log.csv"
+
+    @property
+    def model(self) -> Path:
+        """Where the trained model goes."""
+        return self.folder / "model"
+
+    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Write a checkpoint, then drop all but the last two.
+
+        Args:
+            step: optimiser steps done.
+            model, optimizer: as they are after that step.
+        """
+        from safetensors.torch import save
+
+        tensors = {f"model.{name}": value for name, value in _weights(model).items()}
+        for number, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items()}
+        tensors["random.cpu"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            tensors["random.cuda"] = torch.cuda.get_rng_state()
+        content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+        _write(self.folder / f"checkpoint-{step:08}.safetensors", content)
+        for old in self._checkpoints()[:-_KEPT]:
+            old.unlink()
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        """Put the last checkpoint's state into model, optimiser and random generators.
+
+        Args:
+            model, optimizer: changed in place.
+
+        Returns:
+            The step it was saved at; 0, and nothing is changed, if there is none.
+        """
+        from safetensors.torch import load_file
+
+        checkpoints = self._checkpoints()
+        if not checkpoints:
+            return 0
+        tensors = load_file(checkpoints[-1])
+        with torch.no_grad():
+            for name, value in _weights(model).items():
+                value.copy_(tensors[f"model.{name}"])
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, number, key = name.split(".", 2)
+                state.setdefault(int(number), {})[key] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        torch.set_rng_state(tensors["random.cpu"])
+        if torch.cuda.is_available() and "random.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["random.cuda"])
+        return int(checkpoints[-1].stem.removeprefix("checkpoint-"))
+
+    def trim_log(self, step: int) -> None:
+        """Drop what was logged after the checkpoint that the run goes on from: it will be logged again.
+
+        Args:
+            step: the last one to keep.
+        """
+        if self.log.exists():
+            with self.log.open(encoding="utf8", newline="") as file:
+                rows = list(csv.reader(file))
+            # A line that a kill cut short has no step, or too few fields.
+            kept = [row for row in rows[1:] if len(row) == len(rows[0]) and row[0].isdigit() and int(row[0]) <= step]
+            text = "".join(",".join(row) + "\n" for row in rows[:1] + kept)
+            _write(self.log, text.encode())
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted(self.folder.glob("checkpoint-*.safetensors"))
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers that are saved, a shared one once."""
+    seen: set[int] = set()
+    unique = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if id(value) not in seen:
+            seen.add(id(value))
+            unique[name] = value
+    return unique
+
+
+def _write(path: Path, content: bytes) -> None:
+    """A file that is there whole or not at all, also after a power cut."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)

@@ -1,0 +1,326 @@
+"""The training loop: score a batch, ask the method for its loss, take a step; log, evaluate, save.
+
+`_train` is the whole of it and meant to be read. Everything around it prepares what it loops over.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from dapedu.data import Record, collate
+from dapedu.logps import model_logps
+from dapedu.models import save_model
+from dapedu.train.checkpoints import Run
+from dapedu.train.examples import Examples, batches_of_epoch
+from dapedu.train.methods import METHODS, Method, Scores
+from dapedu.train.monitor import SHOWN, Clock, Log, estimate_kl, evaluate_held_out, measure, score_all, scores_of
+from dapedu.train.settings import Settings, model_card
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class DivergedError(ArithmeticError):
+    """The loss or its gradient is not a number any more; the message says at which step and what to try."""
+
+
+def train_sft(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    demonstrations: Sequence[Record],
+    *,
+    settings: Settings | None = None,
+    held_out: Sequence[Record] = (),
+    output: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> list[dict[str, float]]:
+    """Supervised fine-tuning: imitate the demonstrations' completions.
+
+    Args:
+        model: trained in place.
+        tokenizer: the model's.
+        demonstrations: records of `prompt` and `completion`.
+        settings: by default 800 steps of 64 at a learning rate of 2e-3, for a tiny model from scratch.
+        held_out: demonstrations whose loss is logged, never trained on.
+        output: folder for log, checkpoints and model; None keeps nothing on disk.
+        resume: go on from output's last checkpoint, if there is one.
+        progress: show a bar.
+
+    Returns:
+        What was logged, a dict every `log_every` steps.
+
+    Raises:
+        ValueError: as `train_preference`.
+        RunError, DivergedError, KeyboardInterrupt: as `train_preference`.
+    """
+    return train_preference(
+        model,
+        tokenizer,
+        demonstrations,
+        method="sft",
+        settings=settings or Settings(steps=800, batch_size=64, lr=2e-3, warmup=50),
+        held_out=held_out,
+        output=output,
+        resume=resume,
+        progress=progress,
+    )
+
+
+def train_preference(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    records: Sequence[Record],
+    *,
+    method: str,
+    strengths: Mapping[str, float] | None = None,
+    settings: Settings | None = None,
+    held_out: Sequence[Record] = (),
+    metrics: Mapping[str, Callable[[PreTrainedModel], float]] | None = None,
+    output: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> list[dict[str, float]]:
+    """Train a model by any method of the book; the model as it comes in is the reference.
+
+    Runs on CUDA, Apple's GPU or the CPU, whichever there is; in bfloat16 on CUDA. The model comes back where it was.
+
+    Args:
+        model: the SFT model, trained in place.
+        tokenizer: the model's.
+        records: demonstrations, preferences or rankings, as the method needs.
+        method: a key of `METHODS`.
+        strengths: the method's hyperparameters where they differ from its defaults, `{"beta": 0.5}`.
+        settings: of the optimiser and of what is logged, evaluated and saved when.
+        held_out: records of the same kind that are evaluated, never trained on.
+        metrics: what else to log at each evaluation: names, and functions of the model.
+        output: folder for log, checkpoints and model; None keeps nothing on disk.
+        resume: go on from output's last checkpoint, if there is one; the run ends as if never interrupted.
+        progress: show a bar.
+
+    Returns:
+        What was logged, a dict every `log_every` steps: `loss`, and for pairs the mean log-ratios `chosen` and
+        `rejected` (log-probabilities where the method has no reference), their difference `margin` and its sign's
+        share `accuracy`; `grad_norm`, `lr`, `tokens_s`; the same with `held_out_` before, and `kl` in nats, where
+        it was evaluated. What a resumed run logged before it was interrupted is in the folder's log only.
+
+    Raises:
+        ValueError: no such method, strength or field; the message says what there is.
+        RunError: output holds another run.
+        DivergedError: the loss is not finite any more.
+        KeyboardInterrupt: Ctrl-C, after the step was finished and a checkpoint saved.
+    """
+    from tqdm.auto import tqdm
+
+    if method not in METHODS:
+        raise ValueError(f"train_preference: no method {method!r}; there are {', '.join(METHODS)}")
+    strengths = {**METHODS[method].strengths, **(strengths or {})}
+    if unknown := set(strengths) - set(METHODS[method].strengths):
+        has = ", ".join(METHODS[method].strengths) or "none"
+        raise ValueError(f"train_preference: {method} has no strength {', '.join(sorted(unknown))}; it has {has}")
+    training = Examples.of(records, METHODS[method], tokenizer)
+    settings = settings or Settings()
+    run = None
+    if output is not None:
+        asked = {
+            "method": method,
+            "strengths": strengths,
+            "settings": asdict(settings),
+            "data": training.fingerprint(),
+            "start": _fingerprint(model),
+        }
+        run = Run(output, asked=asked, resume=resume)
+    home = model.device
+    try:
+        log = _train(
+            model.eval(),  # no dropout: a log-ratio compares the policy with the reference, not with a part of it
+            training,
+            method=METHODS[method],
+            strengths=strengths,
+            settings=settings,
+            held_out=Examples.of(held_out, METHODS[method], tokenizer) if held_out else None,
+            kl_prompts=_kl_prompts(held_out, method, settings),
+            metrics=metrics or {},
+            tokenizer=tokenizer,
+            run=run,
+            bar=tqdm(total=settings.steps, disable=not progress, unit="step", desc=method),
+        )
+    finally:
+        model.to(home)  # type: ignore[arg-type]  # transformers' decorator hides the method
+    if run is not None:
+        save_model(model, tokenizer, run.model, card=model_card(method, strengths, settings, training, log))
+    return log
+
+
+def _train(
+    model: PreTrainedModel,
+    training: Examples,
+    *,
+    method: Method,
+    strengths: Mapping[str, float],
+    settings: Settings,
+    held_out: Examples | None,
+    kl_prompts: Sequence[str],
+    metrics: Mapping[str, Callable[[PreTrainedModel], float]],
+    tokenizer: PreTrainedTokenizerBase,
+    run: Run | None,
+    bar: tqdm,
+) -> list[dict[str, float]]:
+    """The loop; `scorer` is the model as accelerate prepared it."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+    device = accelerator.device
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.0)
+    scorer, optimizer = accelerator.prepare(_Scorer(model), optimizer)
+    # Computed once, before the first step: from here on nobody needs the reference itself, except to estimate a KL.
+    reference_logps = score_all(scorer, training, device) if method.needs_reference else None
+    held_out_reference = score_all(scorer, held_out, device) if held_out and method.needs_reference else None
+    reference = copy.deepcopy(model) if kl_prompts else None
+
+    start = run.restore(model, optimizer) if run else 0
+    batches = _batches(training, settings, skip=start)
+    log: list[dict[str, float]] = []
+    with bar, Log(run, start, list(metrics)) as file, _deferred_interrupts() as interrupted:
+        bar.update(start)
+        clock = Clock()
+        for step in range(start + 1, settings.steps + 1):
+            rows = next(batches)
+            optimizer.zero_grad()
+            for group in optimizer.param_groups:
+                group["lr"] = _learning_rate(settings, step)
+            losses, scores = [], []
+            size = math.ceil(len(rows) / settings.accumulation)
+            for part in (rows[first : first + size] for first in range(0, len(rows), size)):
+                input_ids, completion_mask = collate(training.select(part), device=device)
+                logps = scorer(input_ids, completion_mask).view(len(part), training.k)
+                scores.append(scores_of(training, part, logps, reference_logps))
+                losses.append(method.loss(scores[-1], **strengths))
+                accelerator.backward(losses[-1].sum() / len(rows))
+                clock.tokens += input_ids.numel()
+            grad_norm = accelerator.clip_grad_norm_(model.parameters(), settings.clip)
+            loss = torch.cat(losses).mean()
+            if not (loss.isfinite() and grad_norm.isfinite()):
+                raise DivergedError(_advice(step, float(loss), float(grad_norm), settings, run))
+            optimizer.step()
+            bar.update()
+
+            stop, last = bool(interrupted), step == settings.steps
+            evaluate = (held_out or metrics) and (step % settings.evaluate_every == 0 or last)
+            if evaluate or last or step % settings.log_every == 0:
+                record = measure(torch.cat(losses), _joined(scores))
+                record |= {"grad_norm": float(grad_norm), "lr": _learning_rate(settings, step)}
+                record |= {"tokens_s": clock.rate()}
+                if evaluate and held_out:
+                    record |= evaluate_held_out(scorer, held_out, held_out_reference, method, strengths, device)
+                if evaluate and reference is not None:
+                    record["kl"] = estimate_kl(model, reference, tokenizer, kl_prompts, settings.seed)
+                if evaluate:
+                    record |= {name: metric(model) for name, metric in metrics.items()}
+                    clock = Clock()  # evaluations do not count
+                log.append({"step": step, **record})
+                file.write(log[-1])
+                bar.set_postfix({key: f"{value:.3g}" for key, value in record.items() if key in SHOWN})
+            if run and (last or stop or step % settings.checkpoint_every == 0):
+                run.save(step, model, optimizer)
+            if stop:
+                kept = f"saved in {run.folder}; --resume goes on" if run else "nothing is saved: the run had no folder"
+                raise KeyboardInterrupt(f"stopped after step {step} of {settings.steps}; {kept}")
+    return log
+
+
+class _Scorer(nn.Module):
+    """The model as accelerate should see it: what it computes in a forward pass is what the loss needs."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, completion_mask: Tensor) -> Tensor:
+        """Summed log-probability of each completion, (sequences,)."""
+        return model_logps(self.model, input_ids=input_ids, completion_mask=completion_mask).sum(dim=1)
+
+
+def _joined(parts: Sequence[Scores]) -> Scores:
+    """The scores of a batch that was cut into parts."""
+    columns = zip(*parts, strict=True)
+    return Scores._make(None if column[0] is None else torch.cat(column) for column in columns)
+
+
+def _batches(examples: Examples, settings: Settings, *, skip: int) -> Iterator[list[int]]:
+    """Epoch after epoch; `skip` batches are left out without being computed twice."""
+    each = math.ceil(len(examples) / settings.batch_size)
+    for epoch in itertools.count(skip // each):
+        batches = batches_of_epoch(
+            examples.widths,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            epoch=epoch,
+            bucketing=settings.bucketing,
+        )
+        yield from batches[skip % each if epoch == skip // each else 0 :]
+
+
+def _learning_rate(settings: Settings, step: int) -> float:
+    """A rise from 0, then a straight line to a tenth; steps are counted from 1."""
+    rise = min(1.0, step / settings.warmup) if settings.warmup else 1.0
+    return settings.lr * rise * (1 - 0.9 * (step - 1) / settings.steps)
+
+
+def _kl_prompts(held_out: Sequence[Record], method: str, settings: Settings) -> list[str]:
+    """What the KL is estimated on: the held-out prompts, as often as it takes; imitation has no reference."""
+    if method == "sft" or not held_out:
+        return []
+    return list(itertools.islice(itertools.cycle(record["prompt"] for record in held_out), settings.kl_samples))
+
+
+def _advice(step: int, loss: float, grad_norm: float, settings: Settings, run: Run | None) -> str:
+    kept = f" The last checkpoint in {run.folder} is from before." if run else ""
+    return (
+        f"step {step}: the loss is {loss} and the gradient's norm {grad_norm}; training stopped before they spoilt "
+        f"the weights.{kept} Try a smaller learning rate (now {settings.lr:g}), a longer warm-up "
+        f"(now {settings.warmup} steps) or weaker strengths; squared losses on long texts have steep gradients."
+    )
+
+
+def _fingerprint(model: PreTrainedModel) -> str:
+    """A checksum of the weights: two runs with the same one started from the same model."""
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        digest.update(parameter.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _deferred_interrupts() -> Iterator[list[int]]:
+    """Collect Ctrl-C and a scheduler's SIGTERM, so that a step is finished and saved; the second one stops at once."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
+        yield received
+        return
+
+    def receive(number: int, frame: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

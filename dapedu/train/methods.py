@@ -1,0 +1,130 @@
+"""What each method asks of a batch: which texts, which loss, which strengths, a reference or none."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+from dapedu.losses import click_loss, dpo_loss, ipo_loss, rrhf_loss, slic_hf_loss, spin_loss
+
+
+class Scores(NamedTuple):
+    """A batch as the losses see it; k completions belong to each example.
+
+    For pairs they are chosen, rejected and, where the method has a likelihood term on another text, its target.
+    """
+
+    policy_logps: Tensor  # summed log-probabilities, nats, (examples, k)
+    lengths: Tensor  # tokens of each completion, (examples, k)
+    reference_logps: Tensor | None = None  # of the frozen reference, (examples, k); None if the method has none
+    rewards: Tensor | None = None  # what ranks the candidates, (examples, k); None for pairs
+
+
+class Method(NamedTuple):
+    """A row of `METHODS`."""
+
+    loss: Callable[..., Tensor]  # (scores, **strengths) → loss per example, (examples,)
+    strengths: Mapping[str, float]  # its hyperparameters, at the paper's values
+    records: str  # "demonstrations", "preferences" or "rankings"
+    needs_reference: bool
+    summary: str
+    has_target: bool = False  # whether a likelihood term asks for a text beside the pair
+
+
+def _sft(scores: Scores) -> Tensor:
+    # Divided by the batch's mean length: the mean over the batch is then the mean over its tokens.
+    return -scores.policy_logps[:, 0] / scores.lengths.float().mean()
+
+
+def _against_reference(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def of_scores(scores: Scores, **strengths: float) -> Tensor:
+        assert scores.reference_logps is not None
+        return loss(
+            policy_chosen_logps=scores.policy_logps[:, 0],
+            policy_rejected_logps=scores.policy_logps[:, 1],
+            reference_chosen_logps=scores.reference_logps[:, 0],
+            reference_rejected_logps=scores.reference_logps[:, 1],
+            **strengths,
+        )
+
+    return of_scores
+
+
+def _ipo_mean(scores: Scores, *, tau: float) -> Tensor:
+    assert scores.reference_logps is not None
+    means = scores._replace(
+        policy_logps=scores.policy_logps / scores.lengths, reference_logps=scores.reference_logps / scores.lengths
+    )
+    return _against_reference(ipo_loss)(means, tau=tau)
+
+
+def _slic_hf(scores: Scores, *, delta: float, sft_weight: float) -> Tensor:
+    return slic_hf_loss(
+        policy_chosen_logps=scores.policy_logps[:, 0],
+        policy_rejected_logps=scores.policy_logps[:, 1],
+        policy_target_logps=scores.policy_logps[:, _target(scores)],
+        delta=delta,
+        sft_weight=sft_weight,
+    )
+
+
+def _click(scores: Scores, *, delta: float, contrast_weight: float) -> Tensor:
+    target = _target(scores)
+    return click_loss(
+        policy_chosen_logps=scores.policy_logps[:, 0],
+        policy_rejected_logps=scores.policy_logps[:, 1],
+        target_mean_logps=scores.policy_logps[:, target] / scores.lengths[:, target],
+        delta=delta,
+        contrast_weight=contrast_weight,
+    )
+
+
+def _rrhf(scores: Scores, *, sft_weight: float) -> Tensor:
+    assert scores.rewards is not None
+    return rrhf_loss(
+        candidate_logps=scores.policy_logps,
+        candidate_lengths=scores.lengths,
+        rewards=scores.rewards,
+        sft_weight=sft_weight,
+    )
+
+
+def _target(scores: Scores) -> int:
+    """The column of the likelihood term's text: the third, or the chosen one where the records have no other."""
+    return 2 if scores.policy_logps.shape[1] > 2 else 0
+
+
+METHODS = {
+    "sft": Method(_sft, {}, "demonstrations", False, "imitate: the mean negative log-probability per token"),
+    "dpo": Method(
+        _against_reference(dpo_loss), {"beta": 0.1}, "preferences", True, "logistic loss on the log-ratio margin"
+    ),
+    "ipo": Method(
+        _against_reference(ipo_loss), {"tau": 0.1}, "preferences", True, "squared distance of the margin from 1/(2τ)"
+    ),
+    "ipo-mean": Method(_ipo_mean, {"tau": 0.1}, "preferences", True, "IPO on mean log-probabilities, as TRL ships it"),
+    "slic-hf": Method(
+        _slic_hf,
+        {"delta": 1.0, "sft_weight": 0.1},  # the paper does not give λ
+        "preferences",
+        False,
+        "hinge on the policy's own log-probabilities plus a likelihood term",
+        has_target=True,
+    ),
+    "rrhf": Method(_rrhf, {"sft_weight": 1.0}, "rankings", False, "every wrongly ordered pair of ranked completions"),
+    "click": Method(
+        _click,
+        {"delta": 15.0, "contrast_weight": 0.3},
+        "preferences",
+        False,
+        "cross-entropy plus a hinge between own samples",
+        has_target=True,
+    ),
+    "spin": Method(
+        _against_reference(spin_loss),
+        {"beta": 0.1},
+        "preferences",
+        True,
+        "DPO's loss with a human completion as chosen, an own one as rejected",
+    ),
+}

@@ -1,0 +1,199 @@
+"""What is watched while a model trains: metrics of a batch, of held-out records, the KL, and where they are written."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dapedu.data import collate
+from dapedu.evaluate import sequence_kl
+from dapedu.sampling import sample
+from dapedu.train.checkpoints import Run
+from dapedu.train.examples import Examples
+from dapedu.train.methods import Method, Scores
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SHOWN = ("loss", "margin", "accuracy", "chosen", "rejected", "kl", "tokens_s")  # beside the progress bar
+_BATCH = ("loss", "chosen", "rejected", "margin", "accuracy")
+COLUMNS = ("step", *_BATCH, "grad_norm", "lr", "tokens_s", *(f"held_out_{name}" for name in _BATCH), "kl")
+
+
+def scores_of(examples: Examples, rows: Sequence[int], logps: Tensor, reference_logps: Tensor | None) -> Scores:
+    """What a method's loss asks of a batch.
+
+    Args:
+        examples: all of them.
+        rows: the batch's.
+        logps: of their completions under the policy, nats, (rows, k).
+        reference_logps: of all examples' completions under the reference, (examples, k), or None.
+
+    Returns:
+        `Scores`, on the device of logps.
+    """
+    index = torch.as_tensor(rows)
+    return Scores(
+        logps,
+        examples.lengths[index].to(logps.device),
+        None if reference_logps is None else reference_logps[index].to(logps.device),
+        None if examples.rewards is None else examples.rewards[index].to(logps.device),
+    )
+
+
+def score_all(scorer: Callable[[Tensor, Tensor], Tensor], examples: Examples, device: torch.device) -> Tensor:
+    """Log-probability of every completion, without gradient: what is cached of a reference.
+
+    Args:
+        scorer: from input_ids and completion_mask to summed log-probabilities.
+        examples: what to score.
+        device: the scorer's.
+
+    Returns:
+        Nats, shape (examples, k), on the CPU.
+    """
+    logps = torch.empty(len(examples), examples.k)
+    by_width = sorted(range(len(examples)), key=examples.widths.__getitem__)
+    with torch.no_grad():
+        for first in range(0, len(by_width), 128):
+            rows = by_width[first : first + 128]
+            logps[rows] = scorer(*collate(examples.select(rows), device=device)).view(len(rows), -1).float().cpu()
+    return logps
+
+
+def measure(losses: Tensor, scores: Scores) -> dict[str, float]:
+    """Metrics of a batch.
+
+    Args:
+        losses: one an example, (examples,).
+        scores: of the same batch.
+
+    Returns:
+        `loss`; for pairs also `chosen` and `rejected`, mean log-ratios to the reference (log-probabilities for a
+        method without one), their difference `margin`, and `accuracy`, how often it is positive. In nats, without β.
+    """
+    found = {"loss": losses.detach().mean().item()}
+    if scores.policy_logps.shape[1] >= 2 and scores.rewards is None:
+        levels = scores.policy_logps.detach()
+        if scores.reference_logps is not None:
+            levels = levels - scores.reference_logps
+        margins = levels[:, 0] - levels[:, 1]
+        found |= {
+            "chosen": levels[:, 0].mean().item(),
+            "rejected": levels[:, 1].mean().item(),
+            "margin": margins.mean().item(),
+            "accuracy": (margins > 0).float().mean().item(),
+        }
+    return found
+
+
+def evaluate_held_out(
+    scorer: Callable[[Tensor, Tensor], Tensor],
+    held_out: Examples,
+    reference_logps: Tensor | None,
+    method: Method,
+    strengths: Mapping[str, float],
+    device: torch.device,
+) -> dict[str, float]:
+    """`measure` on records that are not trained on.
+
+    Args:
+        scorer: as `score_all`.
+        held_out: the records.
+        reference_logps: their completions' log-probabilities under the reference, (examples, k), or None.
+        method: whose loss is reported.
+        strengths: its hyperparameters.
+        device: the scorer's.
+
+    Returns:
+        The same metrics, `held_out_` before their names.
+    """
+    logps = score_all(scorer, held_out, device)
+    scores = scores_of(held_out, range(len(held_out)), logps, reference_logps)
+    return {f"held_out_{name}": value for name, value in measure(method.loss(scores, **strengths), scores).items()}
+
+
+def estimate_kl(
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    seed: int,
+) -> float:
+    """KL(π‖π_ref) of whole completions, from one sample a prompt.
+
+    Args:
+        policy, reference: models with one tokenizer.
+        tokenizer: theirs.
+        prompts: what to complete; one may stand there several times.
+        seed: of the samples.
+
+    Returns:
+        Nats; unbiased, so it may be below 0 where the KL is small.
+    """
+    return float(sequence_kl(policy, reference, sample(policy, tokenizer, prompts, seed=seed).sequences).mean())
+
+
+class Clock:
+    """Tokens a second since one last asked."""
+
+    def __init__(self) -> None:
+        self.tokens, self.start = 0, time.perf_counter()
+
+    def rate(self) -> float:
+        """Tokens a second, padding included; starts anew."""
+        now = time.perf_counter()
+        rate = self.tokens / (now - self.start)
+        self.tokens, self.start = 0, now
+        return rate
+
+
+class Log:
+    """`log.csv` and TensorBoard's file in a run's folder; nothing without a run.
+
+    Args:
+        run: where to write, or None.
+        start: the step that the run goes on from; what was logged after it is dropped.
+        more: names of columns beyond `COLUMNS`.
+    """
+
+    def __init__(self, run: Run | None, start: int, more: Sequence[str] = ()) -> None:
+        self._run = run
+        if run is None:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        run.trim_log(start)
+        is_new = not run.log.exists()
+        self._file = run.log.open("a", encoding="utf8", newline="")
+        self._table = csv.DictWriter(self._file, [*COLUMNS, *more], lineterminator="\n")
+        if is_new:
+            self._table.writeheader()
+        self._board = SummaryWriter(str(run.folder), purge_step=start + 1)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Add a row, at once on disk.
+
+        Args:
+            record: `step` and numbers, names among the columns.
+        """
+        if self._run is None:
+            return
+        self._table.writerow({name: value if name == "step" else f"{value:.6g}" for name, value in record.items()})
+        self._file.flush()
+        for name, value in record.items():
+            if name != "step":
+                self._board.add_scalar(name, value, record["step"])
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._run is not None:
+            self._file.close()
+            self._board.close()

@@ -1,0 +1,188 @@
+"""How to train, what it will cost, and the card that goes with the model."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from dapedu.data import Record, collate
+from dapedu.logps import model_logps
+from dapedu.train.examples import Examples, batches_of_epoch
+from dapedu.train.methods import METHODS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_TIMED = 3  # batches that `plan` runs
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train. The method's own strengths are not among them."""
+
+    steps: int = 400  # optimiser steps
+    batch_size: int = 32  # examples a step
+    accumulation: int = 1  # parts that a batch is cut into, to save memory
+    lr: float = 3e-4  # AdamW's, after the warm-up; falls linearly to a tenth
+    warmup: int = 20  # steps in which the learning rate rises from 0
+    clip: float = 1.0  # largest norm of the gradient
+    seed: int = 0  # of the data's order
+    bucketing: bool = True  # batch examples of like length together
+    log_every: int = 10  # steps
+    evaluate_every: int = 100  # steps between evaluations on held-out records, if there are any
+    kl_samples: int = 256  # completions drawn at an evaluation to estimate KL(π‖π_ref); 0 for none
+    checkpoint_every: int = 100  # steps
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulation", "log_every", "evaluate_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Settings: {name} is {getattr(self, name)}, expected at least 1")
+        for name in ("warmup", "kl_samples"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"Settings: {name} is {getattr(self, name)}, expected at least 0")
+        for name in ("lr", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"Settings: {name} is {getattr(self, name)}, expected a positive number")
+        if self.accumulation > self.batch_size:
+            raise ValueError(f"Settings: accumulation is {self.accumulation}, more than the {self.batch_size} examples")
+
+
+class Plan(NamedTuple):
+    """What `plan` foresees."""
+
+    examples: int
+    steps: int
+    epochs: float
+    tokens_per_step: float  # padding included
+    padding: float  # its share of them
+    parameters: int
+    memory: int  # bytes of weights, gradients and AdamW's two moments; activations come on top
+    seconds: float  # of all steps, from a few timed ones; evaluations come on top
+
+    def __str__(self) -> str:
+        return "\n".join(
+            (
+                f"examples     {self.examples:,}",
+                f"steps        {self.steps:,}, {self.epochs:.2g} epochs",
+                f"tokens       {self.tokens_per_step:,.0f} a step, of which {self.padding:.1%} padding",
+                f"parameters   {self.parameters:,}",
+                f"memory       {self.memory / 2**20:,.0f} MiB for weights, gradients and AdamW; activations besides",
+                f"time         about {self.seconds:,.0f} s, from {_TIMED} timed steps on {_device_name()}",
+            )
+        )
+
+
+def plan(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    records: Sequence[Record],
+    *,
+    method: str,
+    settings: Settings,
+) -> Plan:
+    """What a run would take: counts its first epoch's tokens and times a few batches on a copy of the model.
+
+    Args:
+        model: left as it is.
+        tokenizer: the model's.
+        records: as the method needs them.
+        method: a key of `METHODS`.
+        settings: of the run.
+
+    Returns:
+        `Plan`.
+
+    Raises:
+        ValueError: a record lacks a field.
+    """
+    examples = Examples.of(records, METHODS[method], tokenizer)
+    widths = examples.widths
+    batches = batches_of_epoch(
+        widths, batch_size=settings.batch_size, seed=settings.seed, epoch=0, bucketing=settings.bucketing
+    )
+    tokens = sum(len(batch) * examples.k * max(widths[row] for row in batch) for batch in batches)
+    filled = sum(map(len, examples.sequences.input_ids))
+    trial = copy.deepcopy(model)
+    trial.to(_device())  # type: ignore[arg-type]  # transformers' decorator hides the method
+    start = 0.0
+    for number, batch in enumerate([batches[0], *batches[:_TIMED]]):  # the first one once more: it warms up
+        if number == 1:
+            start = time.perf_counter()
+        input_ids, completion_mask = collate(examples.select(batch), device=trial.device)
+        loss = model_logps(trial, input_ids=input_ids, completion_mask=completion_mask).sum()
+        loss.backward()
+        loss.item()  # waits for a GPU
+    seconds = (time.perf_counter() - start) / min(_TIMED, len(batches)) * settings.steps
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Plan(
+        examples=len(examples),
+        steps=settings.steps,
+        epochs=settings.steps / len(batches),
+        tokens_per_step=tokens / len(batches),
+        padding=1 - filled / tokens,
+        parameters=parameters,
+        memory=16 * parameters,
+        seconds=seconds,
+    )
+
+
+def model_card(
+    method: str,
+    strengths: Mapping[str, float],
+    settings: Settings,
+    examples: Examples,
+    log: Sequence[Mapping[str, float]],
+) -> str:
+    """The README.md of a trained model.
+
+    Args:
+        method: a key of `METHODS`.
+        strengths: its hyperparameters.
+        settings: of the run.
+        examples: what it was trained on.
+        log: what was logged.
+
+    Returns:
+        Markdown.
+    """
+    last = {name: value for record in log for name, value in record.items()}
+    return "\n".join(
+        (
+            "---",
+            "library_name: transformers",
+            "pipeline_tag: text-generation",
+            "---",
+            f"# A model trained by {method}",
+            "",
+            f"Trained with dapedu: {METHODS[method].summary}. A model of a teaching laboratory: it knows the texts it "
+            "was trained on and nothing else, and is of no use outside the book.",
+            "",
+            f"- Data: {len(examples):,} examples, checksum {examples.fingerprint()}",
+            f"- Strengths: {_listed(strengths) or 'none'}",
+            f"- Settings: {_listed(asdict(settings))}",
+            f"- At the end: {_listed({k: v for k, v in last.items() if k not in ('step', 'tokens_s', 'lr')})}",
+            "",
+            "Load it with `dapedu.models.load_model`, or with transformers' AutoModelForCausalLM and AutoTokenizer.",
+            "",
+        )
+    )
+
+
+def _listed(values: Mapping[str, object]) -> str:
+    return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
+
+
+def _device() -> torch.device:
+    from accelerate import PartialState
+
+    return PartialState().device
+
+
+def _device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{_device().type}"
