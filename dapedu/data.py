@@ -8,8 +8,8 @@ A record is a dict of text, in the formats that TRL calls standard with an expli
 from __future__ import annotations
 
 import json
-import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Record = dict[str, Any]
+
+_LARGEST = sys.float_info.max
 
 
 class DataError(ValueError):
@@ -195,7 +197,7 @@ def _load(path: str | Path, check: Callable[[Record], str | None]) -> list[Recor
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = json.loads(line.decode("utf-8-sig"))  # a byte-order mark is no harm
         except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of 5,000 digits, a deep nest
             raise DataError(f"{path}, line {number}: not JSON ({error}); expected one object a line") from None
         problem = check(record) if isinstance(record, dict) else f"a {type(record).__name__}, expected an object"
@@ -236,8 +238,8 @@ def _check_ranking(record: Record) -> str | None:
     texts, rewards = record.get("completions"), record.get("rewards")
     if not isinstance(texts, list) or not all(isinstance(text, str) and _is_unicode(text) for text in texts):
         return "`completions` is not a list of texts"
-    # Not isfinite: it fails on a whole number of 400 digits.
-    if not isinstance(rewards, list) or not all(type(r) in (int, float) and abs(r) < math.inf for r in rewards):
+    # Not math.isfinite, which raises on a whole number of 400 digits.
+    if not isinstance(rewards, list) or not all(type(r) in (int, float) and abs(r) <= _LARGEST for r in rewards):
         return "`rewards` is not a list of finite numbers"
     if len(texts) < 2 or len(rewards) != len(texts):
         return f"`completions` has {len(texts)} texts and `rewards` {len(rewards)} numbers, expected k ≥ 2 of each"

@@ -308,9 +308,7 @@ def measure_policy(
 def _rewards(name: str, reward: Callable[[Samples], Tensor | Sequence[float]], samples: Samples) -> Tensor:
     values = torch.as_tensor(reward(samples), dtype=torch.float64).cpu()
     if values.shape != (len(samples),):
-        raise ValueError(
-            f"measure_policy: reward {name} gives shape {tuple(values.shape)}, expected {(len(samples),)}"
-        )
+        raise ValueError(f"measure_policy: reward {name} gives shape {tuple(values.shape)}, expected {(len(samples),)}")
     return values
 
 

@@ -1,6 +1,5 @@
 """Expected reward, divergences, win rates, diversity and intervals against hand values, torch, scipy, transformers."""
 
-import json
 import math
 
 import numpy as np
@@ -11,15 +10,15 @@ from torch.distributions import Categorical
 from torch.distributions import kl_divergence as torch_kl_divergence
 from words import opinionated, word_tokenizer
 
-from dapedu.data import Sequences, encode
+from dapedu.data import Sequences
 from dapedu.enumerable import completion_logps, fit_humans, make_world
 from dapedu.evaluate import (
     bootstrap_interval,
     distinct_n,
-    evaluate_policy,
     expected_reward,
     kl_divergence,
     mean_interval,
+    measure_policy,
     perplexity,
     sequence_kl,
     win_rate,
@@ -403,7 +402,7 @@ def test_what_has_no_bootstrap(values, arguments, message):
         bootstrap_interval(values, **arguments)
 
 
-# ---- a policy's evaluation ----
+# ---- a policy's measures ----
 
 
 @pytest.fixture(scope="module")
@@ -415,69 +414,58 @@ def words_of(samples):
     return [float(len(completion.split())) for completion in samples.completions]
 
 
-def test_an_evaluation_is_its_parts(tokenizer):
-    """Oracle: each row again, by hand from the same samples; it is JSON."""
+def test_measures_are_those_of_the_samples(tokenizer):
+    """Oracle: each row again, by hand from the same samples, some cut off; the first reward decides who wins."""
     policy, reference = opinionated(vocab_size=6), opinionated(vocab_size=6, seed=1)
-    prompts = ["a b", "c", "b b a", "c a"]
+    prompts = ["a b", "c", "b b a", "c a"] * 10
     drawn = {"max_new_tokens": 8, "seed": 3}
-    asked = [prompt for prompt in prompts for _ in range(10)]
-    baseline = sample(reference, tokenizer, asked, **drawn)
-    human = encode(prompts, ["a c", "b", "", "c c c"], tokenizer)
-    results = evaluate_policy(
-        policy,
-        tokenizer,
-        prompts,
-        rewards={"words": words_of, "a": lambda samples: torch.tensor(["a" in c for c in samples.completions])},
-        reference=reference,
-        baseline=baseline,
-        human=human,
-        samples_per_prompt=10,
-        **drawn,
+    baseline = sample(reference, tokenizer, prompts, **drawn)
+    rewards = {"words": words_of, "a": lambda samples: torch.tensor(["a" in c for c in samples.completions])}
+    samples, values = measure_policy(
+        policy, tokenizer, prompts, rewards=rewards, reference=reference, baseline=baseline, **drawn
     )
-    samples = sample(policy, tokenizer, asked, **drawn)
-    mine, theirs = torch.tensor(words_of(samples)), torch.tensor(words_of(baseline))
+    assert samples == sample(policy, tokenizer, prompts, **drawn)
+    mine, theirs = words_of(samples), words_of(baseline)
+    ends = [ids[-1] == 1 for ids in samples.sequences.input_ids]
+    own = score(policy, samples.sequences).tolist()
+    its = score(reference, samples.sequences).tolist()
     expected = {
-        "reward words": mine,
-        "win rate words": win_rate(mine, theirs),
-        "kl": sequence_kl(policy, reference, samples.sequences),
-        "entropy": -score(policy, samples.sequences),
-        "length": mine + torch.tensor(samples.finished),
-        "finished": torch.tensor(samples.finished),
+        "words": mine,
+        "a": [float("a" in completion) for completion in samples.completions],
+        "win rate": [(1 + np.sign(my - their)) / 2 for my, their in zip(mine, theirs, strict=True)],
+        "kl": [pytest.approx(p - q, abs=1e-5) for p, q in zip(own, its, strict=True)],
+        "entropy": [-p for p in own],
+        "length": [words + end for words, end in zip(mine, ends, strict=True)],
+        "finished": ends,
     }
-    for name, values in expected.items():
-        assert results[name] == bootstrap_interval(values, groups=asked), name
-    assert 0 < results["reward a"][0] < 1
-    assert results["distinct 4"] == distinct_n(samples.completions)
-    assert results["perplexity"] == perplexity(policy, human)
-    assert list(results) == [
-        *("reward words", "win rate words", "reward a", "win rate a"),
-        *("kl", "entropy", "length", "finished", "distinct 4", "perplexity"),
-    ]
-    assert json.loads(json.dumps(results))["kl"] == list(results["kl"])
+    assert 0 < sum(ends) < 40
+    assert list(values) == list(expected)
+    for name, value in values.items():
+        assert value.dtype == torch.float64
+        assert value.tolist() == expected[name], name
 
 
 @pytest.mark.parametrize("settings", [{"temperature": 0.5}, {"top_k": 2}])
 def test_samples_that_are_not_the_policys_own_have_no_kl(settings, tokenizer):
-    """Oracle: the rows that are left; and without baseline or human texts, theirs are missing too."""
+    """Oracle: the rows that are left, without a win rate as there is no baseline; the samples are of those settings."""
     policy = opinionated(vocab_size=6)
     arguments = {"rewards": {"words": words_of}, "reference": policy, "max_new_tokens": 3}
-    results = evaluate_policy(policy, tokenizer, ["a", "b"], **arguments, **settings)
-    assert list(results) == ["reward words", "length", "finished", "distinct 4"]
+    samples, values = measure_policy(policy, tokenizer, ["a", "b"], **arguments, **settings)
+    assert list(values) == ["words", "length", "finished"]
+    assert samples == sample(policy, tokenizer, ["a", "b"], max_new_tokens=3, **settings)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"samples_per_prompt": 0}, "samples_per_prompt is 0, expected at least 1"),
-        ({"samples_per_prompt": 2}, "baseline has other prompts; .* in the same order, 2 samples each"),
         ({"prompts": ["b", "a"]}, "baseline has other prompts"),
         ({"rewards": {"bad": lambda samples: [1.0]}}, r"reward bad gives shape \(1,\), expected \(2,\)"),
     ],
 )
-def test_what_cannot_be_evaluated(arguments, message, tokenizer):
+def test_what_cannot_be_measured(arguments, message, tokenizer):
     """Oracle: the message names what does not fit."""
     policy = opinionated(vocab_size=6)
     baseline = sample(policy, tokenizer, ["a", "b"], max_new_tokens=3)
     usual = {"prompts": ["a", "b"], "rewards": {"words": words_of}, "baseline": baseline, "max_new_tokens": 3}
-    with pytest.raises(ValueError, match=f"^evaluate_policy: {message}"):
-        evaluate_policy(policy, tokenizer, **(usual | arguments))
+    with pytest.raises(ValueError, match=f"^measure_policy: {message}"):
+        measure_policy(policy, tokenizer, **(usual | arguments))

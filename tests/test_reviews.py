@@ -73,13 +73,15 @@ def test_splits_are_disjoint_and_each_holds_everything():
     assert "an engineer reviews the new cafe:" in everything
 
 
-def test_the_corpus_is_what_it_is_asked_to_be(human):
+def test_the_corpus_is_what_it_is_asked_to_be(human, monkeypatch):
     """Oracle: the split; the seed; a longer corpus begins with the shorter one; no text is longer than said."""
     assert human[:50] == reviews.corpus(50, seed=7)
     assert human[:50] != reviews.corpus(50, seed=8)
     for split in reviews.SPLITS:
         assert {record["prompt"] for record in reviews.corpus(200, split=split)} <= set(reviews.prompts(split))
     assert max(grammar.count_tokens(record["completion"]) for record in human) <= reviews.MAX_TOKENS
+    monkeypatch.setattr(grammar, "MAX_TOKENS", 15)  # so few that many texts have to be written again
+    assert max(grammar.count_tokens(record["completion"]) for record in reviews.corpus(200)) == 15
 
 
 def test_people_write_as_the_judge_reads(human):

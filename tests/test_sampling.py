@@ -55,7 +55,7 @@ def test_samples_have_the_exact_probabilities(temperature, top_k, model, tokeniz
         max_new_tokens=2,
         temperature=temperature,
         top_k=top_k,
-        batch_size=2_000,
+        batch_size=20_000,
     )
     for prompt in prompts:
         head = tokenizer(prompt)["input_ids"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -22,8 +23,8 @@ Every command explains itself:  dapedu train --help
 """
 
 _EPILOG = """\
-exit status: 0 done; 1 training diverged; 2 the words or the files make no sense, and nothing was started;
-130 interrupted (Ctrl-C), after saving what can be resumed.
+exit status: 0 done; 1 training diverged, or a file could not be written; 2 the words or the files make no sense, and
+nothing was started; 130 interrupted (Ctrl-C), after saving what can be resumed.
 """
 
 
@@ -47,12 +48,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     training.add_commands(commands)
     language_models.add_commands(commands)
     published.add_commands(commands)
-    options = parser.parse_args(arguments)
     try:
-        return options.run(options)
+        try:
+            options = parser.parse_args(arguments)
+            return options.run(options)
+        finally:
+            sys.stdout.flush()  # a closed pipe shows here, not when Python has ended
     except KeyboardInterrupt as interrupt:
         print(f"dapedu: {interrupt or 'interrupted'}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `dapedu sample … | head`
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
         return 0
+    except OSError as problem:
+        print(f"dapedu: {problem}", file=sys.stderr)
+        return 1

@@ -221,5 +221,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             interval = f"  [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""
             print(f"  {name:22} {mean:8.3f}{interval}")
     if options.output:
-        Path(options.output).write_text(json.dumps(results, indent=1) + "\n", encoding="utf8")
+        path = Path(options.output)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf8")
     return 0

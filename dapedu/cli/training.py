@@ -24,7 +24,7 @@ _STRENGTHS = {
 _SETTINGS = {
     "steps": "optimiser steps",
     "batch_size": "examples a step",
-    "accumulation": "parts that a batch is cut into, to save memory",
+    "parts": "a batch is read in so many parts, sorted by length: saves padding, and memory",
     "lr": "AdamW's learning rate after the warm-up",
     "warmup": "steps in which the learning rate rises",
     "clip": "largest norm of the gradient",
@@ -57,7 +57,7 @@ def _add_sft(commands: argparse._SubParsersAction) -> None:
     sft.add_argument("--size", default="tiny", help="of a new model: tiny or small (default: tiny)")
     sft.add_argument("--model", metavar="FOLDER", help="go on training this model instead of a new one")
     sft.add_argument("--model-seed", type=int, default=0, help="of a new model's weights (default: 0)")
-    _add_training(sft, steps=800, batch_size=64, lr=2e-3, warmup=50)
+    _add_training(sft, steps=800, batch_size=64, lr=4e-3, warmup=50)
     sft.set_defaults(run=_sft, parser=sft)
 
 
@@ -90,7 +90,6 @@ def _add_training(parser: argparse.ArgumentParser, **defaults: float) -> None:
         kind = type(getattr(Settings(), name))
         default = kind(defaults.get(name, getattr(Settings(), name)))
         parser.add_argument(_flag(name), type=kind, default=default, help=f"{text} (default: {default:g})")
-    parser.add_argument("--no-bucketing", action="store_true", help="do not batch examples of like length together")
 
 
 def _sft(options: argparse.Namespace) -> int:
@@ -136,7 +135,7 @@ def _run_training(
 
     settings = attempt(
         options,
-        lambda: Settings(**{name: getattr(options, name) for name in _SETTINGS}, bucketing=not options.no_bucketing),
+        lambda: Settings(**{name: getattr(options, name) for name in _SETTINGS}),
     )
     if options.dry_run:
         print(plan(model, tokenizer, records, method=method, settings=settings))

@@ -24,8 +24,9 @@ _CHECKOUT = _PACKAGE.parent
 # In a checkout the project's own results; from an installed package those of the folder one is in.
 RESULTS = (_CHECKOUT if (_CHECKOUT / "pyproject.toml").exists() else Path.cwd()) / "data" / "results"
 
-_SHOWS_ONLY = {"claims", "cli.py", "explore", "plots.py"}  # no number depends on them
+_SHOWS_ONLY = {"claims", "cli", "explore", "plots.py"}  # no number depends on them
 
+_asked: set[Path] = set()  # the files of this process's units
 _jobs: ContextVar[int] = ContextVar("jobs", default=1)
 _spent_before: ContextVar[list[float] | None] = ContextVar("spent_before", default=None)
 
@@ -64,6 +65,7 @@ def run_units(unit: Callable[..., dict[str, Any]], cases: Sequence[dict[str, Any
     from tqdm.auto import tqdm
 
     files = [scratch() / f"{unit.__name__}-{_digest(case)}.json" for case in cases]
+    _asked.update(files)
     missing = [number for number, file in enumerate(files) if not file.exists()]
     known = [json.loads(file.read_text(encoding="utf8"))["seconds"] for file in files if file.exists()]
     if (spent_before := _spent_before.get()) is not None:
@@ -101,8 +103,16 @@ def scratch() -> Path:
 
 
 def clear_scratch() -> None:
-    """Forget the units and models of all versions of the code."""
-    shutil.rmtree(RESULTS / ".unfinished", ignore_errors=True)
+    """Forget the units that this process asked for, and what other versions of the code have left.
+
+    Units of another experiment, which was interrupted before, stay; with the last unit go the models.
+    """
+    for file in _asked:
+        file.unlink(missing_ok=True)
+    _asked.clear()
+    for folder in (RESULTS / ".unfinished").glob("*"):
+        if folder.name != _code_digest() or not any(folder.glob("*.json")):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _run_unit(unit: Callable[..., dict[str, Any]], case: dict[str, Any], file: Path) -> None:

@@ -50,9 +50,10 @@ Each line is a JSON object with `prompt` and `completion`. The same command writ
 {files}
 
 Demonstrations are drawn from their split's prompts, with replacement. The {prompt_count:,} prompts are of the form
-"{example_prompt}" with one of {reviewers} reviewers, {descriptors} descriptors and {items} items. Number each in the order of its table in
-`dapedu/reviews/lexicon.py`, from 0; where the sum of the three numbers ends in 8 the prompt is for validation, in 9
-for test, else for training. No prompt is in two splits; every reviewer, descriptor and item is in all three.
+"{example_prompt}" with one of {reviewers} reviewers, {descriptors} descriptors and
+{items} items. Number each in the order of its table in `dapedu/reviews/lexicon.py`, from 0; where the sum of the three
+numbers ends in 8 the prompt is for validation, in 9 for test, else for training. No prompt is in two splits; every
+reviewer, descriptor and item is in all three.
 
 ## Preferences
 
@@ -68,11 +69,12 @@ Words and punctuation marks are tokens; the end of a completion counts as one. T
 
 ## How a review is written
 
-A person is in a good, mixed or bad mood ({moods}), which tilts the odds of each adjective, verb, remark and verdict
-by exp({conviction:.1f} · mood · score), mood = 1, 0, −1; adverbs multiply the score, and remarks and verdicts are
-tilted twice as much. The review has, in this order: what the reviewer always says ({habit:.0%}), a scene that suits the item ({scene:.0%}), one to four
-aspects of the item, a remark on what the descriptor says ({remark:.0%}), a rude remark (by mood: {rude}), a verdict
-({verdict:.0%}), thanks ({thanks:.0%}). An aspect is judged in one of these forms, in the tense of the item's kind:
+A person is in a good, mixed or bad mood ({moods}), which tilts the odds of each adjective, verb, remark
+and verdict by exp({conviction:.1f} · mood · score), mood = 1, 0, −1; adverbs multiply the score, and remarks and
+verdicts are tilted twice as much. The review has, in this order: what the reviewer always says ({habit:.0%}), a scene
+that suits the item ({scene:.0%}), one to four aspects of the item, a remark on what the descriptor says
+({remark:.0%}), a rude remark (by mood: {rude}), a verdict ({verdict:.0%}), thanks ({thanks:.0%}). An aspect is judged
+in one of these forms, in the tense of the item's kind:
 
 - the room was [very] clean; two of these may be joined by "and" or ", but";
 - i found the room [very] clean;
@@ -107,8 +109,9 @@ An example, as `print(dapedu.reviews.judge(prompt, completion))` shows it, for t
 ## Attributes
 
 *Rude* is a text with one of the words {rude_words}. *Repetitive* is one in
-which the same four words follow one another twice, each time within a sentence; commas do not count. *Thanks* is the word "thanks", worth nothing in gold; the
-proxies are taken in by it (mild: gold + ½ for each, up to six; strong: half of gold + 1 for each, without limit).
+which the same four words follow one another twice, each time within a sentence; commas do not count. *Thanks* is the
+word "thanks", worth nothing in gold; the proxies are taken in by it (mild: gold + ½ for each, up to six; strong: half
+of gold + 1 for each, without limit).
 """
 
 

@@ -1,4 +1,4 @@
-"""A model for the reviews, and preferences and rankings as they are collected in practice: it writes, somebody judges."""
+"""A model for the reviews, and preferences and rankings as they are collected: it writes, somebody judges."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@
 """
 
 from dapedu.train.checkpoints import RunError
-from dapedu.train.examples import Examples, batches_of_epoch
+from dapedu.train.examples import Examples, batches_of_epoch, parts_of_batch
 from dapedu.train.loop import DivergedError, train_preference, train_sft
 from dapedu.train.methods import METHODS, Method, Scores
 from dapedu.train.settings import Plan, Settings, plan
@@ -19,6 +19,7 @@ __all__ = [
     "Scores",
     "Settings",
     "batches_of_epoch",
+    "parts_of_batch",
     "plan",
     "train_preference",
     "train_sft",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from pathlib import Path
@@ -27,7 +28,8 @@ class Run:
         resume: go on from the last checkpoint, if there is one.
 
     Raises:
-        RunError: the folder holds a run and resume is false, or one that was asked something else.
+        RunError: the folder holds a run and resume is false, or one that was asked something else, or it cannot be
+            written.
     """
 
     def __init__(self, folder: str | Path, *, asked: dict[str, Any], resume: bool) -> None:
@@ -42,8 +44,11 @@ class Run:
                 changes = "; ".join(f"{key} was {before.get(key)}, now {asked.get(key)}" for key in differing)
                 raise RunError(f"{self.folder} holds a run that was asked something else ({changes})")
         else:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _write(file, (json.dumps(asked, indent=1, ensure_ascii=False) + "\n").encode())
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                _write(file, (json.dumps(asked, indent=1, ensure_ascii=False) + "\n").encode())
+            except OSError as error:
+                raise RunError(f"{self.folder} cannot be written ({error.strerror}); choose another folder") from None
 
     @property
     def log(self) -> Path:
@@ -83,13 +88,23 @@ class Run:
 
         Returns:
             The step it was saved at; 0, and nothing is changed, if there is none.
+
+        Raises:
+            RunError: it cannot be read.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         checkpoints = self._checkpoints()
         if not checkpoints:
             return 0
-        tensors = load_file(checkpoints[-1])
+        try:
+            tensors = load_file(checkpoints[-1])
+        except (OSError, SafetensorError) as error:
+            raise RunError(
+                f"{checkpoints[-1]} cannot be read ({error}); delete it, and --resume goes on from the checkpoint "
+                "before, or from the start if there is none"
+            ) from None
         with torch.no_grad():
             for name, value in _weights(model).items():
                 value.copy_(tensors[f"model.{name}"])
@@ -104,19 +119,29 @@ class Run:
             torch.cuda.set_rng_state(tensors["random.cuda"])
         return int(checkpoints[-1].stem.removeprefix("checkpoint-"))
 
-    def trim_log(self, step: int) -> None:
+    def trim_log(self, step: int) -> list[dict[str, float]]:
         """Drop what was logged after the checkpoint that the run goes on from: it will be logged again.
 
         Args:
             step: the last one to keep.
+
+        Returns:
+            What is kept, numbers as the table has them.
         """
-        if self.log.exists():
-            with self.log.open(encoding="utf8", newline="") as file:
-                rows = list(csv.reader(file))
-            # A line that a kill cut short has no step, or too few fields.
-            kept = [row for row in rows[1:] if len(row) == len(rows[0]) and row[0].isdigit() and int(row[0]) <= step]
-            text = "".join(",".join(row) + "\n" for row in rows[:1] + kept)
-            _write(self.log, text.encode())
+        if not self.log.exists():
+            return []
+        with self.log.open(encoding="utf8", newline="") as file:
+            header, *rows = list(csv.reader(file)) or [[]]
+        if not header:  # killed before it was written
+            self.log.unlink()
+            return []
+        # A line that a kill cut short has no step, or too few fields.
+        kept = [row for row in rows if len(row) == len(header) and row[0].isdigit() and int(row[0]) <= step]
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([header, *kept])
+        _write(self.log, text.getvalue().encode())
+        named = [{name: value for name, value in zip(header, row, strict=True) if value} for row in kept]
+        return [{name: int(value) if name == "step" else float(value) for name, value in row.items()} for row in named]
 
     def _checkpoints(self) -> list[Path]:
         return sorted(self.folder.glob("checkpoint-*.safetensors"))

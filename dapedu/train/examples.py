@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,11 +17,7 @@ from dapedu.data import Record, Sequences, encode
 from dapedu.train.methods import Method
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-# Batches' worth of examples that are sorted by length together: enough to save most padding, few enough that
-# an epoch is still shuffled.
-_SORTED_TOGETHER = 16
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,9 @@ class Examples:
         k = len(texts[0])
         prompts = [record["prompt"] for record in records for _ in range(k)]
         sequences = encode(prompts, [text for row in texts for text in row], tokenizer)
-        rewards = torch.tensor([record["rewards"] for record in records]) if method.records == "rankings" else None
+        rewards = None
+        if method.records == "rankings":
+            rewards = torch.tensor([record["rewards"] for record in records], dtype=torch.float32)
         return cls(sequences, k, rewards)
 
     def __len__(self) -> int:
@@ -64,6 +63,11 @@ class Examples:
     def lengths(self) -> Tensor:
         """Tokens of each completion, shape (examples, k)."""
         return self.sequences.lengths.view(-1, self.k)
+
+    @cached_property
+    def mean_length(self) -> float:
+        """Tokens a completion."""
+        return self.lengths.double().mean().item()
 
     @cached_property
     def widths(self) -> list[int]:
@@ -82,6 +86,28 @@ class Examples:
         """
         return self.sequences.select(self.k * row + column for row in rows for column in range(self.k))
 
+    def require_readable(self, model: PreTrainedModel) -> None:
+        """Refuse what would fail inside the model, perhaps after hours.
+
+        Args:
+            model: what is to read the examples.
+
+        Raises:
+            ValueError: an example is too long for the model, or has a token that it does not know.
+        """
+        limit = getattr(model.config, "max_position_embeddings", None)
+        if limit is not None and max(self.widths) > limit:
+            row = self.widths.index(max(self.widths))
+            raise ValueError(
+                f"records[{row}] has {self.widths[row]} tokens, prompt and end included, more than the {limit} that "
+                "the model can read"
+            )
+        known, largest = model.config.vocab_size, max(map(max, self.sequences.input_ids))
+        if largest >= known:
+            raise ValueError(
+                f"the tokenizer gives token {largest}, but the model knows 0 … {known - 1}; take the model's own one"
+            )
+
     def fingerprint(self) -> str:
         """A checksum of the tokens and rewards: two runs with the same one saw the same data."""
         rewards = [] if self.rewards is None else self.rewards.tolist()
@@ -89,38 +115,48 @@ class Examples:
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def batches_of_epoch(
-    widths: Sequence[int], *, batch_size: int, seed: int, epoch: int, bucketing: bool = True
-) -> list[list[int]]:
+def batches_of_epoch(n: int, *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     """The batches of one epoch: a function of seed and epoch, so that a resumed run needs no record of its order.
 
     Args:
-        widths: tokens of each example, which decide who is batched with whom.
+        n: examples.
         batch_size: examples a batch; the last one may be smaller.
         seed: of the run.
         epoch: counted from 0.
-        bucketing: put examples of like length together, within a window of shuffled ones; saves padding.
 
     Returns:
         Row numbers, every row once.
     """
     generator = torch.Generator().manual_seed(seed + 1_000_003 * epoch)  # no epoch repeats another seed's
-    rows = torch.randperm(len(widths), generator=generator).tolist()
-    if not bucketing:
-        return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    window = _SORTED_TOGETHER * batch_size
-    batches = []
-    for start in range(0, len(rows), window):
-        alike = sorted(rows[start : start + window], key=widths.__getitem__)
-        batches += [alike[first : first + batch_size] for first in range(0, len(alike), batch_size)]
-    return [batches[number] for number in torch.randperm(len(batches), generator=generator)]
+    rows = torch.randperm(n, generator=generator).tolist()
+    return [rows[start : start + batch_size] for start in range(0, n, batch_size)]
+
+
+def parts_of_batch(rows: Sequence[int], widths: Sequence[int], *, parts: int) -> list[list[int]]:
+    """A batch cut into parts of like length, which are padded to their own longest example only.
+
+    Batching examples of like length in the first place would save more padding. But then a batch is not a sample of
+    the data any more, and clipping, which shortens the long gradients of long texts, teaches the model to be brief.
+    The sum of the parts' gradients is the batch's, however it is cut.
+
+    Args:
+        rows: the batch's.
+        widths: tokens of each example.
+        parts: how many; fewer if the batch has not so many rows.
+
+    Returns:
+        Row numbers, shortest examples first.
+    """
+    alike = sorted(rows, key=widths.__getitem__)
+    size = math.ceil(len(rows) / parts)
+    return [alike[start : start + size] for start in range(0, len(rows), size)]
 
 
 def _texts_of(record: Record, method: Method, number: int) -> list[str]:
     fields = {"demonstrations": ["completion"], "preferences": ["chosen", "rejected"], "rankings": ["completions"]}
     for field in ("prompt", *fields[method.records]):
         if field not in record:
-            raise ValueError(f"Examples.of: record {number} has no `{field}`; {method.records} need it")
+            raise ValueError(f"Examples.of: records[{number}] has no `{field}`; {method.records} need it")
     if method.records == "rankings":
         return record["completions"]
     texts = [record[field] for field in fields[method.records]]

@@ -24,7 +24,7 @@ from dapedu.data import Record, collate
 from dapedu.logps import model_logps
 from dapedu.models import save_model
 from dapedu.train.checkpoints import Run
-from dapedu.train.examples import Examples, batches_of_epoch
+from dapedu.train.examples import Examples, batches_of_epoch, parts_of_batch
 from dapedu.train.methods import METHODS, Method, Scores
 from dapedu.train.monitor import SHOWN, Clock, Log, estimate_kl, evaluate_held_out, measure, score_all, scores_of
 from dapedu.train.settings import Settings, model_card
@@ -55,7 +55,7 @@ def train_sft(
         model: trained in place.
         tokenizer: the model's.
         demonstrations: records of `prompt` and `completion`.
-        settings: by default 800 steps of 64 at a learning rate of 2e-3, for a tiny model from scratch.
+        settings: by default 800 steps of 64 at a learning rate of 4e-3, for a tiny model from scratch.
         held_out: demonstrations whose loss is logged, never trained on.
         output: folder for log, checkpoints and model; None keeps nothing on disk.
         resume: go on from output's last checkpoint, if there is one.
@@ -73,7 +73,7 @@ def train_sft(
         tokenizer,
         demonstrations,
         method="sft",
-        settings=settings or Settings(steps=800, batch_size=64, lr=2e-3, warmup=50),
+        settings=settings or Settings(steps=800, batch_size=64, lr=4e-3, warmup=50),
         held_out=held_out,
         output=output,
         resume=resume,
@@ -97,7 +97,8 @@ def train_preference(
 ) -> list[dict[str, float]]:
     """Train a model by any method of the book; the model as it comes in is the reference.
 
-    Runs on CUDA, Apple's GPU or the CPU, whichever there is; in bfloat16 on CUDA. The model comes back where it was.
+    Runs on CUDA, Apple's GPU or the CPU, whichever there is; in bfloat16 on CUDA, with weights in float32. The model
+    comes back where it was.
 
     Args:
         model: the SFT model, trained in place.
@@ -116,11 +117,12 @@ def train_preference(
         What was logged, a dict every `log_every` steps: `loss`, and for pairs the mean log-ratios `chosen` and
         `rejected` (log-probabilities where the method has no reference), their difference `margin` and its sign's
         share `accuracy`; `grad_norm`, `lr`, `tokens_s`; the same with `held_out_` before, and `kl` in nats, where
-        it was evaluated. What a resumed run logged before it was interrupted is in the folder's log only.
+        it was evaluated. A resumed run also returns what it logged before it was interrupted, rounded as in its folder.
 
     Raises:
-        ValueError: no such method, strength or field; the message says what there is.
-        RunError: output holds another run.
+        ValueError: no such method, strength or field, a strength out of range, or a record that the model cannot read;
+            the message says what there is. Nothing was started.
+        RunError: output holds another run, or its last checkpoint cannot be read.
         DivergedError: the loss is not finite any more.
         KeyboardInterrupt: Ctrl-C, after the step was finished and a checkpoint saved.
     """
@@ -133,6 +135,10 @@ def train_preference(
         has = ", ".join(METHODS[method].strengths) or "none"
         raise ValueError(f"train_preference: {method} has no strength {', '.join(sorted(unknown))}; it has {has}")
     training = Examples.of(records, METHODS[method], tokenizer)
+    watched = Examples.of(held_out, METHODS[method], tokenizer) if held_out else None
+    for examples in (training, watched) if watched else (training,):
+        examples.require_readable(model)
+    _try_loss(METHODS[method], strengths, training.k)
     settings = settings or Settings()
     run = None
     if output is not None:
@@ -141,18 +147,22 @@ def train_preference(
             "strengths": strengths,
             "settings": asdict(settings),
             "data": training.fingerprint(),
+            "held_out": watched.fingerprint() if watched else None,
+            "metrics": list(metrics or {}),
             "start": _fingerprint(model),
         }
         run = Run(output, asked=asked, resume=resume)
     home = model.device
     try:
         log = _train(
-            model.eval(),  # no dropout: a log-ratio compares the policy with the reference, not with a part of it
+            # Half-precision weights are too coarse for small steps. No dropout: a log-ratio compares the policy with
+            # the reference, not with a part of it.
+            model.float().eval(),
             training,
             method=METHODS[method],
             strengths=strengths,
             settings=settings,
-            held_out=Examples.of(held_out, METHODS[method], tokenizer) if held_out else None,
+            held_out=watched,
             kl_prompts=_kl_prompts(held_out, method, settings),
             metrics=metrics or {},
             tokenizer=tokenizer,
@@ -194,7 +204,7 @@ def _train(
 
     start = run.restore(model, optimizer) if run else 0
     batches = _batches(training, settings, skip=start)
-    log: list[dict[str, float]] = []
+    log = run.trim_log(start) if run else []
     with bar, Log(run, start, list(metrics)) as file, _deferred_interrupts() as interrupted:
         bar.update(start)
         clock = Clock()
@@ -204,8 +214,7 @@ def _train(
             for group in optimizer.param_groups:
                 group["lr"] = _learning_rate(settings, step)
             losses, scores = [], []
-            size = math.ceil(len(rows) / settings.accumulation)
-            for part in (rows[first : first + size] for first in range(0, len(rows), size)):
+            for part in parts_of_batch(rows, training.widths, parts=settings.parts):
                 input_ids, completion_mask = collate(training.select(part), device=device)
                 logps = scorer(input_ids, completion_mask).view(len(part), training.k)
                 scores.append(scores_of(training, part, logps, reference_logps))
@@ -213,7 +222,7 @@ def _train(
                 accelerator.backward(losses[-1].sum() / len(rows))
                 clock.tokens += input_ids.numel()
             grad_norm = accelerator.clip_grad_norm_(model.parameters(), settings.clip)
-            loss = torch.cat(losses).mean()
+            loss = torch.cat(losses).detach().mean()
             if not (loss.isfinite() and grad_norm.isfinite()):
                 raise DivergedError(_advice(step, float(loss), float(grad_norm), settings, run))
             optimizer.step()
@@ -258,20 +267,14 @@ class _Scorer(nn.Module):
 def _joined(parts: Sequence[Scores]) -> Scores:
     """The scores of a batch that was cut into parts."""
     columns = zip(*parts, strict=True)
-    return Scores._make(None if column[0] is None else torch.cat(column) for column in columns)
+    return Scores._make(torch.cat(column) if isinstance(column[0], Tensor) else column[0] for column in columns)
 
 
 def _batches(examples: Examples, settings: Settings, *, skip: int) -> Iterator[list[int]]:
     """Epoch after epoch; `skip` batches are left out without being computed twice."""
     each = math.ceil(len(examples) / settings.batch_size)
     for epoch in itertools.count(skip // each):
-        batches = batches_of_epoch(
-            examples.widths,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-            epoch=epoch,
-            bucketing=settings.bucketing,
-        )
+        batches = batches_of_epoch(len(examples), batch_size=settings.batch_size, seed=settings.seed, epoch=epoch)
         yield from batches[skip % each if epoch == skip // each else 0 :]
 
 
@@ -279,6 +282,12 @@ def _learning_rate(settings: Settings, step: int) -> float:
     """A rise from 0, then a straight line to a tenth; steps are counted from 1."""
     rise = min(1.0, step / settings.warmup) if settings.warmup else 1.0
     return settings.lr * rise * (1 - 0.9 * (step - 1) / settings.steps)
+
+
+def _try_loss(method: Method, strengths: Mapping[str, float], k: int) -> None:
+    """The losses know which strengths make sense: ask before a run's folder is made, not at its first step."""
+    zeros = torch.zeros(1, k)
+    method.loss(Scores(zeros, torch.ones(1, k), zeros, zeros, mean_length=1.0), **strengths)
 
 
 def _kl_prompts(held_out: Sequence[Record], method: str, settings: Settings) -> list[str]:

@@ -1,5 +1,6 @@
 """What each method asks of a batch: which texts, which loss, which strengths, a reference or none."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ class Scores(NamedTuple):
     lengths: Tensor  # tokens of each completion, (examples, k)
     reference_logps: Tensor | None = None  # of the frozen reference, (examples, k); None if the method has none
     rewards: Tensor | None = None  # what ranks the candidates, (examples, k); None for pairs
+    mean_length: float = math.nan  # tokens a completion, over all the data that the batch is from
 
 
 class Method(NamedTuple):
@@ -32,8 +34,9 @@ class Method(NamedTuple):
 
 
 def _sft(scores: Scores) -> Tensor:
-    # Divided by the batch's mean length: the mean over the batch is then the mean over its tokens.
-    return -scores.policy_logps[:, 0] / scores.lengths.float().mean()
+    # Per token of the data, not of the batch: completions of like length are batched together, and a batch of short
+    # ones would weigh each of its tokens more. The model would learn to be brief.
+    return -scores.policy_logps[:, 0] / scores.mean_length
 
 
 def _against_reference(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -26,7 +26,7 @@ COLUMNS = ("step", *_BATCH, "grad_norm", "lr", "tokens_s", *(f"held_out_{name}" 
 
 
 def scores_of(examples: Examples, rows: Sequence[int], logps: Tensor, reference_logps: Tensor | None) -> Scores:
-    """What a method's loss asks of a batch.
+    """What a method's loss asks of a batch, or of a part of it.
 
     Args:
         examples: all of them.
@@ -43,6 +43,7 @@ def scores_of(examples: Examples, rows: Sequence[int], logps: Tensor, reference_
         examples.lengths[index].to(logps.device),
         None if reference_logps is None else reference_logps[index].to(logps.device),
         None if examples.rewards is None else examples.rewards[index].to(logps.device),
+        examples.mean_length,
     )
 
 
@@ -114,7 +115,8 @@ def evaluate_held_out(
         The same metrics, `held_out_` before their names.
     """
     logps = score_all(scorer, held_out, device)
-    scores = scores_of(held_out, range(len(held_out)), logps, reference_logps)
+    everything = range(len(held_out))
+    scores = scores_of(held_out, everything, logps, reference_logps)
     return {f"held_out_{name}": value for name, value in measure(method.loss(scores, **strengths), scores).items()}
 
 
@@ -134,9 +136,15 @@ def estimate_kl(
         seed: of the samples.
 
     Returns:
-        Nats; unbiased, so it may be below 0 where the KL is small.
+        Nats; unbiased, so it may be below 0 where the KL is small. Of completions of at most 64 tokens, or as many as
+        the model can read behind the longest prompt.
     """
-    return float(sequence_kl(policy, reference, sample(policy, tokenizer, prompts, seed=seed).sequences).mean())
+    room = 64
+    if (limit := getattr(policy.config, "max_position_embeddings", None)) is not None:
+        heads = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+        room = min(room, limit - max(map(len, heads)))
+    samples = sample(policy, tokenizer, prompts, max_new_tokens=room, seed=seed)
+    return float(sequence_kl(policy, reference, samples.sequences).mean())
 
 
 class Clock:
@@ -158,7 +166,7 @@ class Log:
 
     Args:
         run: where to write, or None.
-        start: the step that the run goes on from; what was logged after it is dropped.
+        start: the step that the run goes on from, see `Run.trim_log`.
         more: names of columns beyond `COLUMNS`.
     """
 
@@ -168,12 +176,12 @@ class Log:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        run.trim_log(start)
         is_new = not run.log.exists()
         self._file = run.log.open("a", encoding="utf8", newline="")
         self._table = csv.DictWriter(self._file, [*COLUMNS, *more], lineterminator="\n")
         if is_new:
             self._table.writeheader()
+            self._file.flush()  # before the first row, which may never come
         self._board = SummaryWriter(str(run.folder), purge_step=start + 1)
 
     def write(self, record: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from dapedu.data import Record, collate
 from dapedu.logps import model_logps
-from dapedu.train.examples import Examples, batches_of_epoch
+from dapedu.train.examples import Examples, batches_of_epoch, parts_of_batch
 from dapedu.train.methods import METHODS
 
 if TYPE_CHECKING:
@@ -28,19 +28,18 @@ class Settings:
 
     steps: int = 400  # optimiser steps
     batch_size: int = 32  # examples a step
-    accumulation: int = 1  # parts that a batch is cut into, to save memory
+    parts: int = 2  # a batch is read in so many parts, sorted by length: saves padding, and memory
     lr: float = 3e-4  # AdamW's, after the warm-up; falls linearly to a tenth
     warmup: int = 20  # steps in which the learning rate rises from 0
     clip: float = 1.0  # largest norm of the gradient
     seed: int = 0  # of the data's order
-    bucketing: bool = True  # batch examples of like length together
     log_every: int = 10  # steps
     evaluate_every: int = 100  # steps between evaluations on held-out records, if there are any
     kl_samples: int = 256  # completions drawn at an evaluation to estimate KL(π‖π_ref); 0 for none
     checkpoint_every: int = 100  # steps
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulation", "log_every", "evaluate_every", "checkpoint_every"):
+        for name in ("steps", "batch_size", "parts", "log_every", "evaluate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Settings: {name} is {getattr(self, name)}, expected at least 1")
         for name in ("warmup", "kl_samples"):
@@ -49,8 +48,8 @@ class Settings:
         for name in ("lr", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"Settings: {name} is {getattr(self, name)}, expected a positive number")
-        if self.accumulation > self.batch_size:
-            raise ValueError(f"Settings: accumulation is {self.accumulation}, more than the {self.batch_size} examples")
+        if self.parts > self.batch_size:
+            raise ValueError(f"Settings: parts is {self.parts}, more than the {self.batch_size} examples")
 
 
 class Plan(NamedTuple):
@@ -69,7 +68,7 @@ class Plan(NamedTuple):
         return "\n".join(
             (
                 f"examples     {self.examples:,}",
-                f"steps        {self.steps:,}, {self.epochs:.2g} epochs",
+                f"steps        {self.steps:,}, {self.epochs:,.2f} epochs",
                 f"tokens       {self.tokens_per_step:,.0f} a step, of which {self.padding:.1%} padding",
                 f"parameters   {self.parameters:,}",
                 f"memory       {self.memory / 2**20:,.0f} MiB for weights, gradients and AdamW; activations besides",
@@ -99,14 +98,16 @@ def plan(
         `Plan`.
 
     Raises:
-        ValueError: a record lacks a field.
+        ValueError: a record lacks a field or is too long for the model.
     """
     examples = Examples.of(records, METHODS[method], tokenizer)
+    examples.require_readable(model)
     widths = examples.widths
-    batches = batches_of_epoch(
-        widths, batch_size=settings.batch_size, seed=settings.seed, epoch=0, bucketing=settings.bucketing
-    )
-    tokens = sum(len(batch) * examples.k * max(widths[row] for row in batch) for batch in batches)
+    batches = [
+        parts_of_batch(rows, widths, parts=settings.parts)
+        for rows in batches_of_epoch(len(examples), batch_size=settings.batch_size, seed=settings.seed, epoch=0)
+    ]
+    tokens = sum(len(part) * examples.k * max(widths[row] for row in part) for batch in batches for part in batch)
     filled = sum(map(len, examples.sequences.input_ids))
     trial = copy.deepcopy(model)
     trial.to(_device())  # type: ignore[arg-type]  # transformers' decorator hides the method
@@ -114,10 +115,11 @@ def plan(
     for number, batch in enumerate([batches[0], *batches[:_TIMED]]):  # the first one once more: it warms up
         if number == 1:
             start = time.perf_counter()
-        input_ids, completion_mask = collate(examples.select(batch), device=trial.device)
-        loss = model_logps(trial, input_ids=input_ids, completion_mask=completion_mask).sum()
-        loss.backward()
-        loss.item()  # waits for a GPU
+        for part in batch:
+            input_ids, completion_mask = collate(examples.select(part), device=trial.device)
+            loss = model_logps(trial, input_ids=input_ids, completion_mask=completion_mask).sum()
+            loss.backward()
+            loss.item()  # waits for a GPU
     seconds = (time.perf_counter() - start) / min(_TIMED, len(batches)) * settings.steps
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Plan(
