@@ -119,9 +119,12 @@ def save_records(path: str | Path, records: Iterable[Record]) -> None:
         records: dicts that JSON can hold.
 
     Raises:
-        ValueError: a record holds what JSON or UTF-8 cannot: infinity, NaN, half a surrogate pair.
+        ValueError: a record holds what JSON or UTF-8 cannot: infinity, NaN, half a surrogate pair; or path is a device
+            or a pipe, which would be replaced by a file.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"save_records: {path} is not a file; name a file, and print that")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:

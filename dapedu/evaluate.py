@@ -286,6 +286,8 @@ def measure_policy(
     Raises:
         ValueError: as `sample`, baseline has other prompts, or a function of rewards does not give one number a sample.
     """
+    if not rewards:
+        raise ValueError("measure_policy: rewards is empty, expected at least one")
     if baseline is not None and baseline.prompts != list(prompts):
         raise ValueError("measure_policy: baseline has other prompts; expected samples of the same ones in this order")
     samples = sample(

@@ -33,7 +33,6 @@ class Size(NamedTuple):
 
 
 SIZES = {"tiny": Size(n_embd=64, n_layer=2, n_head=4), "small": Size(n_embd=128, n_layer=4, n_head=4)}
-SIZES["enumerable"] = SIZES["tiny"]  # by the name of the first world that used it
 
 
 class ModelError(ValueError):
@@ -184,7 +183,8 @@ def save_model(
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
     partial.mkdir(parents=True)
     try:
-        model.save_pretrained(partial)
+        with _without_bars():
+            model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         (partial / "README.md").write_text(card, encoding="utf8", newline="\n")
         _replace(path, partial)
@@ -226,9 +226,10 @@ def load_model(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     folder = _checked_folder("load_model", path)
     if (folder / _HEAD).exists():
         raise ModelError(f"load_model: {folder} holds a model with a number on each token; read it with load_head")
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, use_safetensors=True, trust_remote_code=False, local_files_only=True
-    )
+    with _without_bars():
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, use_safetensors=True, trust_remote_code=False, local_files_only=True
+        )
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     return model.eval(), tokenizer
 
@@ -251,9 +252,9 @@ def load_head(path: str | Path) -> tuple[ScalarHead, PreTrainedTokenizerBase]:
     folder = _checked_folder("load_head", path)
     if not (folder / _HEAD).exists():
         raise ModelError(f"load_head: {folder} has no {_HEAD}; a language model is read with load_model")
-    head = ScalarHead(
-        AutoModel.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, local_files_only=True)
-    )
+    with _without_bars():
+        model = AutoModel.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, local_files_only=True)
+    head = ScalarHead(model)
     head.linear.load_state_dict(load_file(folder / _HEAD))
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     return head.eval(), tokenizer
@@ -278,6 +279,20 @@ def _checked_folder(function: str, path: str | Path) -> Path:
     if not any(name.startswith(("tokenizer", "vocab")) for name in names):
         raise ModelError(f"{function}: {folder} has no tokenizer; write it there with tokenizer.save_pretrained")
     return folder
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """transformers shows a bar for every file of weights, also for small ones."""
+    from transformers.utils import logging
+
+    were_shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if were_shown:
+            logging.enable_progress_bar()
 
 
 @contextmanager

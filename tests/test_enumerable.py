@@ -50,7 +50,7 @@ def world():
 
 @pytest.fixture(scope="module")
 def reference(world):
-    model = tiny_gpt2("enumerable", vocab_size=world.n_symbols, n_positions=world.n_positions)
+    model = tiny_gpt2("tiny", vocab_size=world.n_symbols, n_positions=world.n_positions)
     fit_humans(model, world, steps=60)
     return model
 
@@ -91,7 +91,7 @@ def test_the_table_is_what_reading_each_completion_gives(world, reference):
 def test_a_completion_of_one_symbol_is_the_next_token():
     """Oracle: the softmax of the logits after the prompt."""
     world = make_world(n_symbols=3, length=1, n_prompts=2)
-    model = tiny_gpt2("enumerable", vocab_size=3, n_positions=3)
+    model = tiny_gpt2("tiny", vocab_size=3, n_positions=3)
     with torch.no_grad():
         expected = model(world.prompts).logits[:, -1].log_softmax(dim=-1)
         torch.testing.assert_close(completion_logps(model, world), expected)
@@ -99,7 +99,7 @@ def test_a_completion_of_one_symbol_is_the_next_token():
 
 def test_fine_tuning_learns_how_people_write(world, reference):
     """Oracle: the KL, which starts above a tenth and falls a hundredfold."""
-    fresh = tiny_gpt2("enumerable", vocab_size=3, n_positions=5)
+    fresh = tiny_gpt2("tiny", vocab_size=3, n_positions=5)
     human = world.human_logps.exp()
     with torch.no_grad():
         before, after = (kl_divergence(human, completion_logps(m, world).exp()).mean() for m in (fresh, reference))
@@ -139,7 +139,7 @@ def test_exact_dpo_reaches_rlhfs_optimum(world, reference):
     start = probabilities(reference_logps)
     optimum = torch.stack([rlhf_optimum(r, 1.0, reference=p) for r, p in zip(world.rewards, start, strict=True)])
     weights = pair_weights(reference_logps, torch.sigmoid(world.rewards[:, :, None] - world.rewards[:, None, :]))
-    policy = tiny_gpt2("enumerable", vocab_size=3, n_positions=5)
+    policy = tiny_gpt2("tiny", vocab_size=3, n_positions=5)
     policy.load_state_dict(reference.state_dict())
     minimise(
         policy,
@@ -323,7 +323,7 @@ def test_a_world_that_cannot_be(arguments, message):
 def test_a_model_with_another_vocabulary_is_refused(world):
     """Oracle: the message names both sizes."""
     with pytest.raises(ValueError, match=r"^completion_logps: model has a vocabulary of 7, expected 3 symbols"):
-        completion_logps(tiny_gpt2("enumerable", vocab_size=7, n_positions=5), world)
+        completion_logps(tiny_gpt2("tiny", vocab_size=7, n_positions=5), world)
 
 
 def test_a_model_is_its_seed_and_leaves_other_random_numbers_alone():
@@ -331,7 +331,7 @@ def test_a_model_is_its_seed_and_leaves_other_random_numbers_alone():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    first, second, third = (tiny_gpt2("enumerable", vocab_size=3, n_positions=5, seed=seed) for seed in (0, 0, 1))
+    first, second, third = (tiny_gpt2("tiny", vocab_size=3, n_positions=5, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(torch.rand(3), expected)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert not torch.equal(first.transformer.wte.weight, third.transformer.wte.weight)

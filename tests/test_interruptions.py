@@ -27,8 +27,8 @@ torch.set_num_threads(1)
 
 KILLS = int(os.environ.get("DAPEDU_KILLS", "3"))
 STEPS, INTERVAL = 120, 10
-# Batches in parts, buckets, several epochs (60 pairs, 16 a step), evaluations that draw random numbers.
-OPTIONS = f"--method dpo --beta 0.5 --steps {STEPS} --batch-size 16 --accumulation 2 --lr 1e-3 --log-every 1"
+# Batches in parts, several epochs (60 pairs, 16 a step), evaluations that draw random numbers.
+OPTIONS = f"--method dpo --beta 0.5 --steps {STEPS} --batch-size 16 --parts 3 --lr 1e-3 --log-every 1"
 OPTIONS += f" --checkpoint-every {INTERVAL} --evaluate-every 25 --kl-samples 16 --quiet"
 
 # What the command does until a file of this name is about to be safe, renamed or the first of three; then it dies.
@@ -180,13 +180,13 @@ def test_stopped_by_hand_and_refused_until_resumed(start, uninterrupted, tmp_pat
     before = content(output)
     for more, message in {
         (): "already holds a run: resume it (--resume), or choose another folder",
-        ("--resume", "--lr", "0.01"): "holds a run that was asked something else (settings was",
-        ("--resume", "--beta", "0.6"): "(strengths was {'beta': 0.5}, now {'beta': 0.6})",
-        ("--resume", "--method", "ipo", "--tau", "0.1", "--beta"): "expected one argument",
+        ("--resume", "--lr", "0.01"): "holds a run that was asked something else (lr was 0.001, now 0.01)",
+        ("--resume", "--beta", "0.6"): "(beta was 0.5, now 0.6)",
+        ("--resume", "--method", "spin"): "(method was dpo, now spin)",
         ("--resume", "--model", str(tmp_path / "other")): "(start was",
         ("--resume", "--data", str(tmp_path / "other.jsonl")): "(data was",
         ("--resume", "--held-out", str(tmp_path / "other.jsonl")): "(held_out was",
-        ("--resume", "--no-bucketing"): "'bucketing': False",
+        ("--resume", "--parts", "1"): "(parts was 3, now 1)",
     }.items():
         with pytest.raises(SystemExit) as stopped:
             main(words_of(start, output, *more))

@@ -13,7 +13,17 @@ from dapedu import train
 from dapedu.data import encode
 from dapedu.losses import click_loss, dpo_loss, ipo_loss, rrhf_loss, slic_hf_loss, spin_loss
 from dapedu.models import load_model, score
-from dapedu.train import METHODS, DivergedError, Examples, Method, Settings, batches_of_epoch, plan, train_preference
+from dapedu.train import (
+    METHODS,
+    DivergedError,
+    Examples,
+    Method,
+    Settings,
+    batches_of_epoch,
+    parts_of_batch,
+    plan,
+    train_preference,
+)
 from dapedu.train.monitor import estimate_kl
 
 torch.set_num_threads(1)
@@ -138,10 +148,7 @@ def by_hand(model, tokenizer, method: str, settings: Settings) -> tuple[list[flo
     start, records = copy.deepcopy(model), records_of(method)
     parameters = list(model.parameters())
     first, second = ([torch.zeros_like(parameter) for parameter in parameters] for _ in range(2))
-    widths = [
-        max(len(f"{record['prompt']} {text}".split()) + 1 for text in columns_of(method, record)) for record in records
-    ]
-    batches = batches_of_epoch(widths, batch_size=settings.batch_size, seed=settings.seed, epoch=0)
+    batches = batches_of_epoch(len(records), batch_size=settings.batch_size, seed=settings.seed, epoch=0)
     losses = []
     for step in range(1, settings.steps + 1):
         batch = [records[row] for row in batches[step - 1]]
@@ -243,8 +250,8 @@ def test_five_steps_of_trl(model, tokenizer, tmp_path, monkeypatch):
 def test_a_batch_cut_into_parts_is_the_same_batch(method, model, tokenizer):
     """Oracle: the batch in one part; 10 examples in four parts of 3, 3, 3 and 1."""
     other = copy.deepcopy(model)
-    whole = go(model, tokenizer, method, steps=4, batch_size=10, lr=1e-3)
-    parts = go(other, tokenizer, method, steps=4, batch_size=10, lr=1e-3, accumulation=4)
+    whole = go(model, tokenizer, method, steps=4, batch_size=10, lr=1e-3, parts=1)
+    parts = go(other, tokenizer, method, steps=4, batch_size=10, lr=1e-3, parts=4)
     for one, two in zip(whole, parts, strict=True):
         assert one.keys() == two.keys()
         for name in one.keys() - {"tokens_s"}:
@@ -313,50 +320,48 @@ def test_the_kl_is_that_of_samples(model, tokenizer):
 # ---- the data ----
 
 
-@pytest.mark.parametrize("bucketing", [True, False])
 @pytest.mark.parametrize("n", [1, 7, 64, 300])
-def test_an_epoch_has_every_row_once(n, bucketing):
+def test_an_epoch_has_every_row_once(n):
     """Oracle: a sorted list; the order is another in another epoch and with another seed, and the same again."""
-    widths = torch.randint(3, 30, (n,), generator=torch.Generator().manual_seed(0)).tolist()
 
     def rows(seed: int, epoch: int) -> list[list[int]]:
-        return batches_of_epoch(widths, batch_size=8, seed=seed, epoch=epoch, bucketing=bucketing)
+        return batches_of_epoch(n, batch_size=8, seed=seed, epoch=epoch)
 
     orders = [rows(seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
     for batches in orders:
         assert sorted(row for batch in batches for row in batch) == list(range(n))
-        assert len(batches) == math.ceil(n / 8)
-        assert sorted(map(len, batches))[1:] == [8] * (len(batches) - 1)
+        assert list(map(len, batches)) == [8] * (n // 8) + [n % 8] * (n % 8 > 0)
     assert orders == [rows(seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
     if n > 8:
         assert len({json.dumps(order) for order in orders}) == 4
 
 
-def test_bucketing_saves_padding_and_still_shuffles():
-    """Oracle: cells of the rectangles, counted; no batch comes again, nor do short ones come first."""
-    widths = torch.randint(3, 60, (512,), generator=torch.Generator().manual_seed(0)).tolist()
-    cells, orders = {}, {}
-    for bucketing in (True, False):
-        orders[bucketing] = batches_of_epoch(widths, batch_size=16, seed=0, epoch=0, bucketing=bucketing)
-        cells[bucketing] = sum(len(batch) * max(widths[row] for row in batch) for batch in orders[bucketing])
-    assert sum(widths) <= cells[True] < 1.1 * sum(widths)
-    assert cells[False] > 1.5 * sum(widths)
-    again = batches_of_epoch(widths, batch_size=16, seed=0, epoch=1)
-    assert not {frozenset(batch) for batch in orders[True]} & {frozenset(batch) for batch in again}
-    means = torch.tensor([sum(widths[row] for row in batch) / 16 for batch in orders[True]])
-    place = torch.arange(len(means), dtype=torch.float32)
-    assert abs(torch.corrcoef(torch.stack([means, place]))[0, 1]) < 0.5
+def test_a_batch_is_a_sample_of_the_data():
+    """Oracle: by chance the mean of a batch strays from that of the data by a standard error; 1,000 batches."""
+    widths = torch.randint(3, 60, (2_000,), generator=torch.Generator().manual_seed(0)).double()
+    batches = [batch for e in range(8) for batch in batches_of_epoch(2_000, batch_size=16, seed=0, epoch=e)]
+    strays = torch.stack([widths[batch].mean() for batch in batches]) - widths.mean()
+    assert strays.std().item() == pytest.approx(widths.std().item() / 4, rel=0.1)
 
 
-@pytest.mark.parametrize("bucketing", [True, False])
-def test_training_reads_epoch_after_epoch(bucketing, model, tokenizer, monkeypatch):
-    """Oracle: `batches_of_epoch`, three times; 40 rows in batches of 16 are 16, 16 and 8 in some order."""
+def test_parts_of_a_batch_by_hand():
+    """Oracle: rows 4, 0, 3, 1 have widths 1, 5, 2, 9; two parts pad 1 + 0 + 4 + 0 cells, one part 8 + 4 + 7."""
+    widths = [5, 9, 7, 2, 1]
+    assert parts_of_batch([4, 0, 3, 1], widths, parts=2) == [[4, 3], [0, 1]]
+    assert parts_of_batch([4, 0, 3, 1], widths, parts=3) == [[4, 3], [0, 1]]  # as alike in number as can be
+    assert parts_of_batch([4, 0, 3, 1], widths, parts=1) == [[4, 3, 0, 1]]
+    assert parts_of_batch([4, 0], widths, parts=9) == [[4], [0]]
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_training_reads_epoch_after_epoch(parts, model, tokenizer, monkeypatch):
+    """Oracle: `batches_of_epoch`, three times; 40 rows are batches of 16, 16 and 8."""
     read, select = [], Examples.select
     monkeypatch.setattr(Examples, "select", lambda self, rows: read.append(list(rows)) or select(self, rows))
-    go(model, tokenizer, "sft", steps=9, batch_size=16, seed=5, bucketing=bucketing)
-    widths = Examples.of(RECORDS["demonstrations"], METHODS["sft"], tokenizer).widths
-    epochs = [batches_of_epoch(widths, batch_size=16, seed=5, epoch=e, bucketing=bucketing) for e in range(3)]
-    assert read == [batch for epoch in epochs for batch in epoch]
+    go(model, tokenizer, "sft", steps=9, batch_size=16, seed=5, parts=parts)
+    steps = [sorted(row for part in read[n : n + parts] for row in part) for n in range(0, len(read), parts)]
+    epochs = [batches_of_epoch(40, batch_size=16, seed=5, epoch=epoch) for epoch in range(3)]
+    assert steps == [sorted(batch) for epoch in epochs for batch in epoch]
 
 
 def test_examples_by_hand(tokenizer):
@@ -481,7 +486,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_does_harm(model, tokenizer, t
 
     monkeypatch.setitem(METHODS, "dpo", Method(breaks, *dpo[1:]))
     with pytest.raises(DivergedError, match="step 4: the loss is inf") as error:
-        go(model, tokenizer, "dpo", steps=9, batch_size=8, lr=2e-3, checkpoint_every=1, output=tmp_path)
+        go(model, tokenizer, "dpo", steps=9, batch_size=8, parts=1, lr=2e-3, checkpoint_every=1, output=tmp_path)
     for part in (str(tmp_path), "smaller learning rate (now 0.002)", "longer warm-up (now 0 steps)", "weaker"):
         assert part in str(error.value)
     last = max(tmp_path.glob("checkpoint-*.safetensors"))
@@ -563,7 +568,7 @@ def test_there_must_be_records(model, tokenizer):
         ({"lr": 0.0}, "Settings: lr is 0.0, expected a positive number"),
         ({"lr": math.nan}, "Settings: lr is nan, expected a positive number"),
         ({"clip": math.inf}, "Settings: clip is inf, expected a positive number"),
-        ({"accumulation": 33}, "Settings: accumulation is 33, more than the 32 examples"),
+        ({"parts": 0}, "Settings: parts is 0, expected at least 1"),
     ],
 )
 def test_settings_are_checked(change, message):
@@ -590,17 +595,17 @@ def test_the_models_folder_and_its_card(model, tokenizer, tmp_path):
 
 
 def test_a_plan_by_hand(model, tokenizer):
-    """Oracle: two batches of two pairs, 2 + 1 + 1 and 5 + 1 + 1 tokens wide; 4 · 4 bytes a parameter."""
+    """Oracle: one batch in two parts of two pairs, 2 + 1 + 1 and 5 + 1 + 1 tokens wide; 4 · 4 bytes a parameter."""
     short, long = ({"prompt": "a", "chosen": c, "rejected": "d"} for c in ("b b", "b b b b b"))
     before = copy.deepcopy(model)
-    settings = Settings(steps=10, batch_size=2)
-    planned = plan(model, tokenizer, [short, short, long, long], method="dpo", settings=settings)
-    assert (planned.examples, planned.steps, planned.epochs) == (4, 10, 5.0)
-    assert planned.tokens_per_step == (2 * 2 * 4 + 2 * 2 * 7) / 2
+    settings = Settings(steps=10, batch_size=4, parts=2)
+    planned = plan(model, tokenizer, [short, long, short, long], method="dpo", settings=settings)
+    assert (planned.examples, planned.steps, planned.epochs) == (4, 10, 10.0)
+    assert planned.tokens_per_step == 2 * 2 * 4 + 2 * 2 * 7
     assert planned.padding == pytest.approx(1 - (2 * (4 + 3) + 2 * (7 + 3)) / (16 + 28))
     assert planned.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert planned.memory == 16 * planned.parameters
     assert 0 < planned.seconds < 60
-    assert "10, 5.00 epochs" in str(planned)
+    assert "10, 10.00 epochs" in str(planned)
     assert_same_weights(model, before, atol=0)
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,8 +29,38 @@ def attempt(options: argparse.Namespace, work: Callable[[], T]) -> T:
     try:
         return work()
     except ValueError as problem:
-        options.parser.error(str(problem))  # does not return
-        raise
+        refuse(options, problem)
+
+
+def refuse(options: argparse.Namespace, problem: object) -> NoReturn:
+    """End a command with one line and status 2; argparse's own `error` would repeat all options first.
+
+    Args:
+        options: of the command, with its parser.
+        problem: what is wrong, and what would not be.
+
+    Raises:
+        SystemExit: always.
+    """
+    options.parser.exit(2, f"{options.parser.prog}: {problem}\n")
+    raise AssertionError  # not reached, but mypy does not know it
+
+
+def at_least_one(word: str) -> int:
+    """A number of things, for argparse.
+
+    Args:
+        word: as the user wrote it.
+
+    Returns:
+        The number.
+
+    Raises:
+        argparse.ArgumentTypeError: it is below 1.
+    """
+    if int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word}, expected at least 1")
+    return int(word)
 
 
 def load(options: argparse.Namespace, folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -46,7 +76,10 @@ def load(options: argparse.Namespace, folder: str) -> tuple[PreTrainedModel, Pre
     Raises:
         SystemExit: as `attempt`.
     """
+    from transformers.utils import logging
+
     from dapedu.models import load_model
 
+    logging.disable_progress_bar()  # a bar for 28 tensors
     inner = Path(folder) / "model"
     return attempt(options, lambda: load_model(inner if inner.is_dir() else folder))

@@ -7,7 +7,7 @@ import json
 from functools import partial
 from pathlib import Path
 
-from dapedu.cli.inputs import attempt, load
+from dapedu.cli.inputs import at_least_one, attempt, load
 from dapedu.reviews import SPLITS
 
 
@@ -51,7 +51,7 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
     rankings.add_argument("--candidates", type=int, default=4, help="completions a prompt (default: 4)")
     for parser, number, run in ((corpus, 8000, _corpus), (pairs, 4096, _pairs), (rankings, 2048, _rankings)):
         parser.add_argument("--split", choices=SPLITS, default="train", help="of the prompts (default: train)")
-        parser.add_argument("--number", type=int, default=number, help="of records (default: %(default)s)")
+        parser.add_argument("--number", type=at_least_one, default=number, help="of records (default: %(default)s)")
         parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
         parser.add_argument("--output", required=True, metavar="FILE", help="a .jsonl file")
         parser.set_defaults(run=run, parser=parser)
@@ -66,7 +66,7 @@ def _add_sample(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--model", required=True, metavar="FOLDER")
     parser.add_argument("--prompt", nargs="+", metavar="TEXT", help="(default: some of the split's)")
     parser.add_argument("--split", choices=SPLITS, default="validation", help="(default: validation)")
-    parser.add_argument("--number", type=int, default=5, help="of prompts (default: 5)")
+    parser.add_argument("--number", type=at_least_one, default=5, help="of prompts (default: 5)")
     parser.add_argument("--best-of", type=int, default=1, metavar="N", help="keep the best of N by gold reward")
     parser.add_argument("--judge", action="store_true", help="show how each gold reward is reckoned")
     parser.add_argument("--output", metavar="FILE", help="write the completions as .jsonl instead of printing them")
@@ -86,7 +86,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--model", required=True, metavar="FOLDER")
     parser.add_argument("--reference", metavar="FOLDER", help="what it was trained from: for KL and win rate")
     parser.add_argument("--split", choices=SPLITS, default="test", help="of the prompts (default: test)")
-    parser.add_argument("--number", type=int, default=1024, help="of completions (default: 1024)")
+    parser.add_argument("--number", type=at_least_one, default=1024, help="of completions (default: 1024)")
     parser.add_argument("--output", metavar="FILE", help="also write the numbers as .json")
     _add_sampling(parser, several=True)
     parser.set_defaults(run=_evaluate, parser=parser)

@@ -6,6 +6,8 @@ import argparse
 import os
 from typing import Any
 
+from dapedu.cli.inputs import refuse
+
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add this module's commands.
@@ -59,14 +61,14 @@ def _bandit(options: argparse.Namespace) -> int:
     from dapedu.losses import dpo_loss, ipo_loss
 
     if options.dataset not in DATASETS:
-        options.parser.error(f"no dataset {options.dataset!r}; there are {', '.join(DATASETS)}")
+        refuse(options, f"no dataset {options.dataset!r}; there are {', '.join(DATASETS)}")
     pairs = DATASETS[options.dataset]
     loss = dpo_loss if options.method == "dpo" else ipo_loss
     try:
         run = train_bandit(pairs, loss, options.strengths, n_responses=3, seeds=options.seeds, steps=options.steps)
         mean, half_width = mean_interval(run.probabilities[:, :, -1], dim=1)
     except ValueError as problem:
-        options.parser.error(str(problem))
+        refuse(options, problem)
     symbol = "β" if options.method == "dpo" else "τ"
     print(f"{options.dataset}: " + ", ".join(f"{'abc'[winner]} ≻ {'abc'[loser]}" for winner, loser in pairs))
     for row, strength in enumerate(options.strengths):
@@ -90,13 +92,13 @@ def _reproduce(options: argparse.Namespace) -> int:
             print(f"{name:22} {_time_taken(name):>8}  {(function.__doc__ or '').splitlines()[0]}")
         return 0
     if options.all == bool(options.names):
-        options.parser.error("name results, or say --all; `dapedu reproduce --list` shows them")
+        refuse(options, "name results, or say --all; `dapedu reproduce --list` shows them")
     if options.jobs < 1:
-        options.parser.error(f"--jobs is {options.jobs}, expected at least 1")
+        refuse(options, f"--jobs is {options.jobs}, expected at least 1")
     names = options.names or list(experiments.EXPERIMENTS)
     for name in names:  # all of them, before any work starts
         if name not in experiments.EXPERIMENTS:
-            options.parser.error(f"no result {name!r}; `dapedu reproduce --list` shows them")
+            refuse(options, f"no result {name!r}; `dapedu reproduce --list` shows them")
     for number, name in enumerate(names, start=1):
         print(f"[{number}/{len(names)}] {name}, {_time_taken(name)} before", flush=True)
         if not options.dry_run:
@@ -135,9 +137,9 @@ def _claims(options: argparse.Namespace) -> int:
 
     for name in options.ids:
         if name not in claims.CLAIMS:
-            options.parser.error(f"no claim {name!r}; there are {', '.join(claims.CLAIMS)}")
+            refuse(options, f"no claim {name!r}; there are {', '.join(claims.CLAIMS)}")
     try:
         print(claims.select(*options.ids))
     except FileNotFoundError as missing:  # it says which command makes the evidence
-        options.parser.exit(2, f"dapedu: {missing}\n")
+        refuse(options, missing)
     return 0

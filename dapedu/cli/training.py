@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dapedu.cli.inputs import attempt, load
+from dapedu.cli.inputs import attempt, load, refuse
 from dapedu.train import METHODS, Settings
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _train(options: argparse.Namespace) -> int:
     for name in strengths:
         if name not in method.strengths:
             has = " and ".join(_flag(own) for own in method.strengths)
-            options.parser.error(f"{_flag(name)} is no strength of {options.method}, which has {has}")
+            refuse(options, f"{_flag(name)} is no strength of {options.method}, which has {has}")
     records, held_out = _records(options, load_rankings if method.records == "rankings" else load_preferences)
     model, tokenizer = load(options, options.model)
     return _run_training(
@@ -131,8 +131,11 @@ def _run_training(
     method: str,
     strengths: dict[str, float],
 ) -> int:
+    from transformers.utils import logging
+
     from dapedu.train import DivergedError, RunError, plan, train_preference
 
+    logging.disable_progress_bar()  # a bar for the one file it saves
     settings = attempt(
         options,
         lambda: Settings(**{name: getattr(options, name) for name in _SETTINGS}),
@@ -157,7 +160,7 @@ def _run_training(
         print(f"dapedu: {diverged}", file=sys.stderr)
         return 1
     except (RunError, ValueError) as problem:
-        options.parser.error(str(problem))
+        refuse(options, problem)
     if log:
         print(", ".join(f"{name} {value:.4g}" for name, value in log[-1].items()))
     print(f"wrote {Path(options.output) / 'model'}, log.csv beside it; curves: tensorboard --logdir {options.output}")

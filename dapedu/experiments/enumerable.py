@@ -235,7 +235,7 @@ def frontier_unit(
 
 def _start(seed: int, shape: Mapping[str, int], sft_steps: int) -> Start:
     world = make_world(**shape, seed=seed)
-    model = tiny_gpt2("enumerable", vocab_size=world.n_symbols, n_positions=world.n_positions, seed=seed)
+    model = tiny_gpt2("tiny", vocab_size=world.n_symbols, n_positions=world.n_positions, seed=seed)
     human_kl = fit_humans(model, world, steps=sft_steps)
     with torch.no_grad():
         logps = completion_logps(model, world)

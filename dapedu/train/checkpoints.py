@@ -40,8 +40,9 @@ class Run:
             if not resume:
                 raise RunError(f"{self.folder} already holds a run: resume it (--resume), or choose another folder")
             before = json.loads(file.read_text(encoding="utf8"))
-            if differing := [key for key in {**before, **asked} if before.get(key) != asked.get(key)]:
-                changes = "; ".join(f"{key} was {before.get(key)}, now {asked.get(key)}" for key in differing)
+            was, now = _flat(before), _flat(asked)
+            if differing := [name for name in {**was, **now} if was.get(name) != now.get(name)]:
+                changes = "; ".join(f"{name} was {was.get(name)}, now {now.get(name)}" for name in differing)
                 raise RunError(f"{self.folder} holds a run that was asked something else ({changes})")
         else:
             try:
@@ -145,6 +146,14 @@ class Run:
 
     def _checkpoints(self) -> list[Path]:
         return sorted(self.folder.glob("checkpoint-*.safetensors"))
+
+
+def _flat(asked: dict[str, Any]) -> dict[str, Any]:
+    """Strengths and settings one by one, beside the rest."""
+    flat: dict[str, Any] = {}
+    for key, value in asked.items():
+        flat |= value if isinstance(value, dict) else {key: value}
+    return flat
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

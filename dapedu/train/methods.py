@@ -34,8 +34,8 @@ class Method(NamedTuple):
 
 
 def _sft(scores: Scores) -> Tensor:
-    # Per token of the data, not of the batch: completions of like length are batched together, and a batch of short
-    # ones would weigh each of its tokens more. The model would learn to be brief.
+    # Per token of the data, not of the batch or of its part: where completions are short, each of their tokens would
+    # weigh more, and the model would learn to be brief.
     return -scores.policy_logps[:, 0] / scores.mean_length
 
 

@@ -48,8 +48,6 @@ class Settings:
         for name in ("lr", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"Settings: {name} is {getattr(self, name)}, expected a positive number")
-        if self.parts > self.batch_size:
-            raise ValueError(f"Settings: parts is {self.parts}, more than the {self.batch_size} examples")
 
 
 class Plan(NamedTuple):

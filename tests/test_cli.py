@@ -1,0 +1,364 @@
+"""The command as a reader meets it: help, one line for what is wrong, a dry run, and a session from corpus to report."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dapedu import experiments
+from dapedu.cli import inputs, main
+from dapedu.data import load_demonstrations, load_preferences, load_rankings, save_records
+from dapedu.experiments import units
+from dapedu.train import METHODS, DivergedError
+
+torch.set_num_threads(1)
+
+COMMANDS = ["sft", "train", "data", "sample", "evaluate", "bandit", "reproduce", "claims"]
+KINDS = ["corpus", "pairs", "rankings"]
+FEW = ["--steps", "3", "--batch-size", "8", "--kl-samples", "8", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory) -> Path:
+    """Corpus, SFT model, pairs and rankings, each made by the command; the model has learnt to end its reviews."""
+    folder = tmp_path_factory.mktemp("session")
+    for split, number in {"train": 400, "validation": 24}.items():
+        assert (
+            main(["data", "corpus", "--split", split, "--number", str(number), "--output", f"{folder}/{split}.jsonl"])
+            == 0
+        )
+    words = ["sft", "--data", f"{folder}/train.jsonl", "--held-out", f"{folder}/validation.jsonl", "--output"]
+    assert main([*words, f"{folder}/sft", "--steps", "120", "--batch-size", "32", "--quiet"]) == 0
+    for kind, number in {"pairs": 60, "rankings": 16}.items():
+        words = [
+            "data",
+            kind,
+            "--model",
+            f"{folder}/sft",
+            "--number",
+            str(number),
+            "--output",
+            f"{folder}/{kind}.jsonl",
+        ]
+        assert main(words) == 0
+    return folder
+
+
+def refused(words: list[str], capsys) -> str:
+    """What is said of words that make no sense: one line, status 2."""
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    out, err = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert not out
+    lines = [line for line in err.splitlines() if "it/s]" not in line]
+    assert len(lines) == 1, err
+    assert lines[0].startswith(f"dapedu {words[0]}")
+    return lines[0]
+
+
+# ---- a session ----
+
+
+def test_what_the_session_has_made(session, capsys):
+    """Oracle: the files' own readers, and the numbers asked for."""
+    assert len(load_demonstrations(session / "train.jsonl")) == 400
+    assert 10 < len(load_preferences(session / "pairs.jsonl")) <= 60
+    rankings = load_rankings(session / "rankings.jsonl")
+    assert (len(rankings), len(rankings[0]["completions"])) == (16, 4)
+    assert {"run.json", "log.csv", "model"} <= {file.name for file in (session / "sft").iterdir()}
+    header, *rows = (session / "sft" / "log.csv").read_text(encoding="utf8").splitlines()
+    names = header.split(",")
+    held_out = [float(dict(zip(names, row.split(","), strict=True))["held_out_loss"] or "nan") for row in rows]
+    assert held_out[-1] < 3 < torch.tensor(len(load_file(session / "sft" / "model" / "model.safetensors"))).item()
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "sft"])
+def test_every_method_trains_by_its_name(method, session, tmp_path, capsys):
+    """Oracle: the weights moved, and the folder says by what; a model is found by the folder of its run."""
+    data = "rankings" if METHODS[method].records == "rankings" else "pairs"
+    words = ["train", "--method", method, "--model", f"{session}/sft", "--data", f"{session}/{data}.jsonl"]
+    assert main([*words, "--held-out", f"{session}/{data}.jsonl", "--output", f"{tmp_path}/run", *FEW]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("step 3, loss ")
+    assert "held_out_loss" in out[0]
+    assert "kl" in out[0]
+    assert out[1].startswith(f"wrote {tmp_path}/run/model, log.csv beside it")
+    asked = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf8"))
+    assert (asked["method"], asked["strengths"]) == (method, dict(METHODS[method].strengths))
+    before, after = (
+        load_file(folder / "model" / "model.safetensors") for folder in (session / "sft", tmp_path / "run")
+    )
+    assert any((before[name] != after[name]).any() for name in before)
+
+
+def test_strengths_and_settings_reach_the_training(session, tmp_path):
+    """Oracle: what the run's folder says it was asked."""
+    words = ["train", "--method", "click", "--model", f"{session}/sft/model", "--data", f"{session}/pairs.jsonl"]
+    words += ["--output", f"{tmp_path}/run", "--delta", "3", "--contrast-weight", "0.5", *FEW]
+    given = {"lr": 1e-4, "warmup": 1, "clip": 2.0, "seed": 7, "parts": 4, "log_every": 2, "evaluate_every": 3}
+    for name, value in given.items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    assert main(words) == 0
+    asked = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf8"))
+    assert asked["strengths"] == {"delta": 3.0, "contrast_weight": 0.5}
+    for name, value in {**given, "steps": 3, "batch_size": 8}.items():
+        assert asked["settings"][name] == value, name
+
+
+def test_sft_goes_on_with_a_model_that_is_given(session, tmp_path):
+    """Oracle: a step of 1e-12 leaves the given weights as they were."""
+    words = ["sft", "--data", f"{session}/train.jsonl", "--model", f"{session}/sft", "--output", f"{tmp_path}/run"]
+    assert main([*words, "--lr", "1e-12", *FEW]) == 0
+    before, after = (
+        load_file(folder / "model" / "model.safetensors") for folder in (session / "sft", tmp_path / "run")
+    )
+    for name in before:
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-8)
+
+
+def test_samples_are_read_or_kept(session, tmp_path, capsys):
+    """Oracle: two prompts' completions with a reward each; the sums behind them; the same completions as records."""
+    words = ["sample", "--model", f"{session}/sft", "--number", "2", "--seed", "3"]
+    assert main(words) == 0
+    plain = capsys.readouterr().out
+    assert plain.count("  gold reward ") == 2
+    assert plain.count(" reviews the ") == 2
+    assert main([*words, "--judge"]) == 0
+    assert "gold reward" not in capsys.readouterr().out.splitlines()[1]
+    assert main([*words, "--output", f"{tmp_path}/samples.jsonl"]) == 0
+    kept = load_demonstrations(tmp_path / "samples.jsonl")
+    assert [f"{record['prompt']} {record['completion']}" in plain for record in kept] == [True, True]
+    capsys.readouterr()
+    prompt = kept[0]["prompt"]
+    assert (
+        main(["sample", "--model", f"{session}/sft", "--prompt", prompt, "--temperature", "0", "--best-of", "2"]) == 0
+    )
+    assert capsys.readouterr().out.count(prompt) == 1
+
+
+def test_an_evaluation_is_printed_and_written(session, tmp_path, capsys):
+    """Oracle: the same numbers on the screen and in the file; a model is like itself."""
+    words = ["evaluate", "--model", f"{session}/sft", "--reference", f"{session}/sft", "--number", "32"]
+    assert main([*words, "--temperature", "1", "0.5", "--output", f"{tmp_path}/new/report.json"]) == 0
+    out = capsys.readouterr().out
+    report = json.loads((tmp_path / "new" / "report.json").read_text(encoding="utf8"))
+    assert list(report) == ["1", "0.5"]
+    assert "32 completions of test prompts, temperature 0.5" in out
+    mean, low, high = report["1"]["gold"]
+    assert f"  {'gold':22} {mean:8.3f}  [{low:.3f}, {high:.3f}]" in out
+    assert report["1"]["kl"] == pytest.approx([0, 0, 0], abs=1e-5)
+    assert "kl" not in report["0.5"]  # of the policy at temperature 1, which these are not samples of
+    assert isinstance(report["1"]["perplexity"], float)
+
+
+# ---- a dry run ----
+
+
+@pytest.mark.parametrize("command", ["sft", "train"])
+def test_a_dry_run_says_what_it_would_take_and_writes_nothing(command, session, tmp_path, capsys):
+    """Oracle: the lines, and an empty folder."""
+    words = {
+        "sft": ["sft", "--data", f"{session}/train.jsonl"],
+        "train": ["train", "--method", "dpo", "--data", f"{session}/pairs.jsonl", "--model", f"{session}/sft"],
+    }[command]
+    before = sorted(session.rglob("*"))
+    assert main([*words, "--output", f"{tmp_path}/run", "--dry-run", "--steps", "50"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["examples", "steps", "tokens", "parameters", "memory", "time"]
+    assert "50, " in lines[1]
+    assert "MiB" in lines[4]
+    assert not list(tmp_path.iterdir())
+    assert sorted(session.rglob("*")) == before
+
+
+# ---- what is wrong is said in one line ----
+
+
+@pytest.mark.parametrize("command", [[], *([command] for command in COMMANDS), *(["data", kind] for kind in KINDS)])
+def test_every_command_explains_itself(command, capsys):
+    """Oracle: status 0, every option with a word about it."""
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(" ".join(["usage: dapedu", *command]))
+    if not command:
+        assert all(f"\n    {name} " in shown for name in COMMANDS)
+        assert "exit status: 0 done" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sft", "--data", "{}/none.jsonl"], "none.jsonl: there is no such file"),
+        (["sft", "--data", "{}/pairs.jsonl"], "pairs.jsonl, line 1: no `completion`; there are 'prompt', 'chosen'"),
+        (["sft", "--data", "{}/train.jsonl", "--held-out", "{}/pairs.jsonl"], "pairs.jsonl, line 1: no `completion`"),
+        (["sft", "--data", "{}/train.jsonl", "--size", "huge"], "no size 'huge'; there are tiny, small"),
+        (["sft", "--data", "{}/train.jsonl", "--model", "{}/none"], "there is no folder"),
+        (["sft", "--data", "{}/train.jsonl", "--steps", "0"], "Settings: steps is 0, expected at least 1"),
+        (["dpo", "--data", "{}/train.jsonl"], "train.jsonl, line 1: no `chosen`; there are 'prompt', 'completion'"),
+        (["dpo", "--data", "{}/pairs.jsonl", "--model", "{}"], "has no config.json, so it is not a model's folder"),
+        (["dpo", "--data", "{}/pairs.jsonl", "--tau", "1"], "--tau is no strength of dpo, which has --beta"),
+        (["slic-hf", "--data", "{}/pairs.jsonl", "--beta", "1"], "slic-hf, which has --delta and --sft-weight"),
+        (["dpo", "--data", "{}/pairs.jsonl", "--beta", "-1"], "dpo_loss: beta is -1.0"),
+        (["dpo", "--data", "{}/pairs.jsonl", "--lr", "nan"], "Settings: lr is nan, expected a positive number"),
+        (["rrhf", "--data", "{}/pairs.jsonl"], "pairs.jsonl, line 1: `completions` is not a list of texts"),
+        (["dpo", "--data", "{}/long.jsonl"], "records[1] has 203 tokens, prompt and end included, more than the 96"),
+    ],
+)
+def test_bad_words_and_files_are_refused_before_anything_is_written(words, message, session, tmp_path, capsys):
+    """Oracle: one line with the message, status 2, and no folder."""
+    if words[0] != "sft":
+        model = [] if "--model" in words else ["--model", "{}/sft"]
+        words = ["train", "--method", *words, *model]
+    long = {"prompt": "a reviewer", "chosen": "good " * 200, "rejected": "bad"}
+    save_records(session / "long.jsonl", [long | {"chosen": "good"}, long])
+    said = refused([*(word.format(session) for word in words), "--output", f"{tmp_path}/run", "--quiet"], capsys)
+    assert message in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data", "pairs", "--model", "{}/none", "--output", "{}/x"], "there is no folder"),
+        (["data", "pairs", "--model", "{}/sft", "--flip", "0.7", "--number", "2", "--output", "{}/x"], "flip is 0.7"),
+        (["data", "rankings", "--model", "{}/sft", "--candidates", "1", "--output", "{}/x"], "candidates is 1"),
+        (["sample", "--model", "{}/none"], "there is no folder"),
+        (["sample", "--model", "{}/sft", "--temperature", "-1"], "temperature is -1.0, expected at least 0"),
+        (["sample", "--model", "{}/sft", "--best-of", "0"], "n is 0, expected at least 1"),
+        (["sample", "--model", "{}/sft", "--prompt", "once upon a time"], "once upon a time"),
+        (["evaluate", "--model", "{}/sft", "--reference", "{}/none"], "there is no folder"),
+        (["evaluate", "--model", "{}/sft", "--number", "8", "--temperature", "-1"], "temperature is -1.0"),
+        (["bandit", "--dataset", "D9"], "no dataset 'D9'; there are D1, D2"),
+        (["bandit", "--steps", "0"], "train_bandit: steps is 0"),
+        (["bandit", "--strengths", "-1", "--steps", "2"], "-1"),
+        (["reproduce"], "name results, or say --all"),
+        (["reproduce", "--all", "closed_forms"], "name results, or say --all"),
+        (["reproduce", "nope", "--dry-run"], "no result 'nope'; `dapedu reproduce --list` shows them"),
+        (["reproduce", "closed_forms", "--jobs", "0"], "--jobs is 0, expected at least 1"),
+        (["claims", "nope"], "no claim 'nope'"),
+    ],
+)
+def test_the_other_commands_refuse_as_shortly(words, message, session, capsys):
+    assert message in refused([word.format(session) for word in words], capsys)
+    assert not (session / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["tarin"],
+        ["train", "--method", "ppo"],
+        ["data", "corpus", "--number", "0", "--output", "x"],
+        ["data", "corpus", "--split", "all", "--output", "x"],
+        ["sft", "--data", "x", "--output", "y", "--steps", "many"],
+    ],
+)
+def test_words_that_are_none_of_the_commands(words, capsys, tmp_path, monkeypatch):
+    """Oracle: argparse's usage and its line, status 2."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("dapedu")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_diverges_ends_with_1(session, tmp_path, capsys, monkeypatch):
+    """Oracle: the status, and the advice as one line; a learning rate of 1e30 needs no help to diverge."""
+    words = ["train", "--method", "ipo", "--model", f"{session}/sft", "--data", f"{session}/pairs.jsonl", "--quiet"]
+    words += ["--output", f"{tmp_path}/run", "--lr", "1e30", "--warmup", "0", "--clip", "1e30", "--batch-size", "8"]
+    assert main(words) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("dapedu: step ")
+    assert "Try a smaller learning rate (now 1e+30)" in line
+    assert issubclass(DivergedError, ArithmeticError)
+
+
+def test_what_the_disk_refuses_ends_with_1(session, tmp_path, capsys):
+    """Oracle: a file stands where a folder is needed."""
+    (tmp_path / "file").touch()
+    assert main(["data", "corpus", "--number", "2", "--output", f"{tmp_path}/file/corpus.jsonl"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("dapedu: [Errno")
+    words = ["sft", "--data", f"{session}/train.jsonl", "--output", f"{tmp_path}/file", "--quiet"]
+    assert "file cannot be written (File exists); choose another folder" in refused(words, capsys)
+
+
+def test_an_interrupt_ends_with_130(monkeypatch, capsys):
+    """Oracle: the status that shells give to what Ctrl-C has ended (a run's own is in test_interruptions)."""
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dapedu.reviews.corpus", interrupted)
+    monkeypatch.setattr(inputs, "attempt", interrupted)
+    assert main(["data", "corpus", "--output", "x"]) == 130
+    assert capsys.readouterr().err == "dapedu: interrupted\n"
+
+
+# ---- results, the bandit, and a pipe ----
+
+
+def test_results_are_listed_and_a_dry_run_runs_nothing(capsys, monkeypatch, tmp_path):
+    """Oracle: the names; experiments that would fail if they were run."""
+    monkeypatch.setattr(experiments, "RESULTS", tmp_path)
+    monkeypatch.setattr(units, "RESULTS", tmp_path)
+    assert main(["reproduce", "--list"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == list(experiments.EXPERIMENTS)
+    assert all("not run" in line for line in listed)
+    for name in experiments.EXPERIMENTS:
+        monkeypatch.setitem(experiments.EXPERIMENTS, name, lambda: 1 / 0)
+    assert main(["reproduce", "--all", "--dry-run"]) == 0
+    n = len(experiments.EXPERIMENTS)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"[1/{n}] bandit_figures, not run before"
+    assert len(lines) == n
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_result_is_reproduced_and_compared(capsys, monkeypatch, tmp_path):
+    """Oracle: an experiment of one number, the same twice, then another; its settings are stored."""
+    monkeypatch.setattr(experiments, "RESULTS", tmp_path)
+    monkeypatch.setattr(units, "RESULTS", tmp_path)
+    number = iter([1, 1, 2])
+    monkeypatch.setitem(experiments.EXPERIMENTS, "closed_forms", lambda *, seed=3: {"number": next(number)})
+    for end in ("closed_forms.json", ", as before", ", not as before: see git diff"):
+        assert main(["reproduce", "closed_forms", "--jobs", "1"]) == 0
+        assert capsys.readouterr().out.splitlines()[-1].endswith(end)
+    assert json.loads((tmp_path / "closed_forms.json").read_text(encoding="utf8"))["settings"] == {"seed": 3}
+
+
+def test_the_bandit_prints_the_policy_beside_the_optimum(capsys):
+    """Oracle: π of a Condorcet winner at τ = 1, D1, from the closed form: within a hundredth after 3,000 steps."""
+    assert main(["bandit", "--strengths", "1", "--seeds", "3", "--steps", "3000"]) == 0
+    first, reached, optimum, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("D1: a ≻ b")
+    assert last == "after 3,000 steps, mean of 3 seeds ± 95 % interval"
+    values = [[float(part.split("= ")[1].split()[0]) for part in line.split("π(")[1:]] for line in (reached, optimum)]
+    assert values[0] == pytest.approx(values[1], abs=0.02)
+    assert sum(values[1]) == pytest.approx(1, abs=0.002)
+    assert main(["bandit", "--method", "dpo", "--strengths", "1", "2", "--seeds", "2", "--steps", "10"]) == 0
+    assert capsys.readouterr().out.count("β = ") == 2
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+@pytest.mark.parametrize("words", ["reproduce --list", "--help"])
+def test_a_pipe_that_closes_early_is_no_failure(words):
+    """Oracle: bash's own record of each status; nothing is said of the pipe."""
+    program = f"{sys.executable} -m dapedu {words} | (exec 0<&-; sleep 0.1); echo ${{PIPESTATUS[0]}}"
+    ran = subprocess.run(["bash", "-c", program], capture_output=True, text=True, env=os.environ)
+    assert ran.stdout == "0\n"
+    assert ran.stderr == ""
+    assert ran.returncode != -signal.SIGPIPE
