@@ -1,4 +1,4 @@
-"""The command as a reader meets it: help, one line for what is wrong, a dry run, and a session from corpus to report."""
+"""The command as a reader meets it: help, one line for what is wrong, dry runs, a session from corpus to report."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from dapedu import experiments
-from dapedu.cli import inputs, main
+from dapedu.cli import main
 from dapedu.data import load_demonstrations, load_preferences, load_rankings, save_records
 from dapedu.experiments import units
 from dapedu.train import METHODS, DivergedError
@@ -58,7 +58,7 @@ def refused(words: list[str], capsys) -> str:
     out, err = capsys.readouterr()
     assert stopped.value.code == 2
     assert not out
-    lines = [line for line in err.splitlines() if "it/s]" not in line]
+    lines = [line for line in err.splitlines() if line]
     assert len(lines) == 1, err
     assert lines[0].startswith(f"dapedu {words[0]}")
     return lines[0]
@@ -67,7 +67,7 @@ def refused(words: list[str], capsys) -> str:
 # ---- a session ----
 
 
-def test_what_the_session_has_made(session, capsys):
+def test_what_the_session_has_made(session):
     """Oracle: the files' own readers, and the numbers asked for."""
     assert len(load_demonstrations(session / "train.jsonl")) == 400
     assert 10 < len(load_preferences(session / "pairs.jsonl")) <= 60
@@ -76,8 +76,9 @@ def test_what_the_session_has_made(session, capsys):
     assert {"run.json", "log.csv", "model"} <= {file.name for file in (session / "sft").iterdir()}
     header, *rows = (session / "sft" / "log.csv").read_text(encoding="utf8").splitlines()
     names = header.split(",")
-    held_out = [float(dict(zip(names, row.split(","), strict=True))["held_out_loss"] or "nan") for row in rows]
-    assert held_out[-1] < 3 < torch.tensor(len(load_file(session / "sft" / "model" / "model.safetensors"))).item()
+    last = dict(zip(names, rows[-1].split(","), strict=True))
+    assert last["step"] == "120"
+    assert float(last["held_out_loss"]) < 3  # nats a token; 5.8 for a guess
 
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "sft"])
@@ -191,7 +192,7 @@ def test_every_command_explains_itself(command, capsys):
     shown = capsys.readouterr().out
     assert shown.startswith(" ".join(["usage: dapedu", *command]))
     if not command:
-        assert all(f"\n    {name} " in shown for name in COMMANDS)
+        assert all(f"\n    {name}" in shown for name in COMMANDS)
         assert "exit status: 0 done" in shown
 
 
@@ -298,11 +299,10 @@ def test_what_the_disk_refuses_ends_with_1(session, tmp_path, capsys):
 def test_an_interrupt_ends_with_130(monkeypatch, capsys):
     """Oracle: the status that shells give to what Ctrl-C has ended (a run's own is in test_interruptions)."""
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("dapedu.reviews.corpus", interrupted)
-    monkeypatch.setattr(inputs, "attempt", interrupted)
     assert main(["data", "corpus", "--output", "x"]) == 130
     assert capsys.readouterr().err == "dapedu: interrupted\n"
 

@@ -131,6 +131,8 @@ def preferences(
         ValueError: as `label_pairs`, `draw_prompts` and `dapedu.sampling.sample`.
     """
     asked = draw_prompts(n, split=split, seed=seed)
+    # Of no pairs yet: what is out of range is found before the sampling.
+    label_pairs([], [], [], first_finished=[], second_finished=[], sharpness=sharpness, flip=flip)
     samples = sample(model, tokenizer, asked * 2, temperature=temperature, seed=seed, progress=progress)
     return label_pairs(
         asked,
