@@ -1,12 +1,13 @@
 """The book's figures: one colour a method, two sizes, labels at the ends of lines."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -36,6 +37,47 @@ class BanditPanel(NamedTuple):
     probabilities: Tensor  # (seeds, records, n_responses)
     steps: Tensor  # (records,)
     limit: Tensor  # where π should end, shape (n_responses,)
+
+
+class Curve(NamedTuple):
+    """One line of `frontier`: a method at several strengths, all its seeds."""
+
+    name: str  # written behind the last point; "" for none
+    method: str  # a key of COLORS
+    kl: Tensor  # KL(π‖π_ref) in nats, (seeds, strengths)
+    rewards: Tensor  # (seeds, strengths)
+    line: str = "-"  # as matplotlib writes it; "" for points alone
+    marker: str = "o"  # "" for none
+    notes: Sequence[str] = ()  # what to write at each strength, "" for nothing; none if empty
+    shift: tuple[float, float] = (6, 0)  # where the name starts, from the last point, in points
+    note_shift: tuple[float, float] = (0, 6)  # where a note's middle is, from its point, in points
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        method: str,
+        results: Mapping[str, Mapping[str, Sequence[float]]],
+        *,
+        reward: str = "reward",
+        **looks: Any,
+    ) -> "Curve":
+        """A curve from a stored result.
+
+        Args:
+            name, method: of the curve.
+            results: for each strength, in the order in which the line goes, the lists of `kl` and of the reward over
+                the seeds.
+            reward: what the reward is called there.
+            looks: the other fields.
+
+        Returns:
+            `Curve`.
+        """
+        kl, rewards = (
+            torch.tensor([row[key] for row in results.values()], dtype=torch.float64).T for key in ("kl", reward)
+        )
+        return cls(name, method, kl, rewards, **looks)
 
 
 def use_style() -> None:
@@ -88,6 +130,45 @@ def _draw_panel(axis: Axes, panel: BanditPanel, names: Sequence[str]) -> None:
     axis.set(title=panel.title, xscale="log", xlim=(steps[0], steps[-1]), ylim=(-0.03, 1.03))
     axis.minorticks_off()  # nobody reads them, and they cost half the drawing
     label_ends(axis, steps[-1] * 1.25, mean[-1], names)
+
+
+def frontier(axis: Axes, curves: Sequence[Curve], *, reference: Tensor | None = None) -> None:
+    """Reward against KL: each curve's mean over the seeds at each strength, its seeds as thin lines.
+
+    Args:
+        axis: where to draw.
+        curves: first to last, later ones on top.
+        reference: the reference's reward, (seeds,): a square at KL 0.
+
+    Raises:
+        ValueError: a curve's shapes do not fit each other, or it has another number of notes than of strengths.
+    """
+    for curve in curves:
+        if curve.kl.ndim != 2 or curve.kl.shape != curve.rewards.shape:
+            raise ValueError(
+                f"frontier: {curve.name!r} has kl of shape {tuple(curve.kl.shape)} and rewards of shape "
+                f"{tuple(curve.rewards.shape)}, expected the same, (seeds, strengths)"
+            )
+        if curve.notes and len(curve.notes) != curve.kl.shape[1]:
+            raise ValueError(
+                f"frontier: {curve.name!r} has {len(curve.notes)} notes, expected {curve.kl.shape[1]}, one a strength"
+            )
+        color = COLORS[curve.method]
+        if curve.line:
+            axis.plot(curve.kl.T, curve.rewards.T, curve.line, color=color, linewidth=0.5, alpha=0.4)
+        kl, rewards = curve.kl.mean(dim=0), curve.rewards.mean(dim=0)
+        axis.plot(kl, rewards, linestyle=curve.line, marker=curve.marker, color=color, markersize=3.5)
+        points = list(zip(kl.tolist(), rewards.tolist(), strict=True))
+        for point, note in zip(points, curve.notes, strict=False):
+            _write_at(axis, note, point, curve.note_shift, ha="center", fontsize=7)
+        _write_at(axis, curve.name, points[-1], curve.shift, color=color)
+    if reference is not None:
+        axis.plot(0, reference.mean(), "s", color="black", markersize=5, zorder=3)
+    axis.set(xlabel="KL(π‖π_ref) (nats)", ylabel="expected reward")
+
+
+def _write_at(axis: Axes, text: str, point: tuple[float, float], shift: tuple[float, float], **looks: Any) -> None:
+    axis.annotate(text, point, xytext=shift, textcoords="offset points", va="center", **{"fontsize": 8} | looks)
 
 
 def label_ends(axis: Axes, x: float, heights: Sequence[float], names: Sequence[str], *, gap: float = 0.09) -> None:

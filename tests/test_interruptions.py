@@ -261,8 +261,7 @@ def test_a_second_signal_stops_at_once(start, tmp_path):
     assert_same(resumed, alone)
     assert [row["step"] for row in log] == list(range(1, 9))
     for one, two in zip(log, whole, strict=True):
-        assert one.keys() == two.keys()
-        assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)  # the first three are read from the table
+        assert one | {"tokens_s": 0} == two | {"tokens_s": 0}  # the first three are read from the table
 
 
 def test_training_in_a_thread_takes_no_signals(start):

@@ -3,6 +3,7 @@
 import itertools
 
 import matplotlib
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -43,3 +44,45 @@ def test_corners_of_the_simplex_are_certainties():
     corners = plots.to_simplex(torch.eye(3))
     assert corners[:2].tolist() == [[0, 0], [1, 0]]
     assert corners[2].tolist() == pytest.approx([0.5, 3**0.5 / 2])
+
+
+STORED = {  # two strengths, two seeds
+    "2": {"kl": [0.1, 0.3], "gold": [1.0, 3.0]},
+    "1": {"kl": [0.5, 0.9], "gold": [4.0, 6.0]},
+}
+
+
+def curve(**looks) -> plots.Curve:
+    return plots.Curve.of("a name", "DPO", STORED, reward="gold", **looks)
+
+
+def test_a_frontier_draws_each_seed_and_on_top_their_mean():
+    """Oracle: means of two numbers, in the head."""
+    axis = plt.figure().subplots()
+    plots.frontier(axis, [curve(notes=("", "β = 1"))], reference=torch.tensor([0.0, 1.0]))
+    drawn = [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in axis.lines[:2]]
+    assert drawn == [([0.1, 0.5], [1, 4]), ([0.3, 0.9], [3, 6])]
+    mean, reference = axis.lines[2:]
+    assert mean.get_xdata().tolist() == pytest.approx([0.2, 0.7])
+    assert mean.get_ydata().tolist() == [2, 5]
+    assert reference.get_ydata() == [0.5]
+    names = {text.get_text(): text.xy for text in axis.texts if text.get_text()}
+    assert names == {"β = 1": pytest.approx((0.7, 5)), "a name": pytest.approx((0.7, 5))}
+
+
+def test_points_without_a_line_have_no_lines_of_seeds():
+    axis = plt.figure().subplots()
+    plots.frontier(axis, [curve(line="")])
+    assert [line.get_linestyle() for line in axis.lines] == ["None"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        (curve()._replace(kl=torch.zeros(2, 3)), r"'a name' has kl of shape \(2, 3\) and rewards of shape \(2, 2\)"),
+        (curve(notes=("β = 1",)), "'a name' has 1 notes, expected 2"),
+    ],
+)
+def test_a_curve_that_does_not_fit_itself_is_refused(wrong, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        plots.frontier(plt.figure().subplots(), [wrong])

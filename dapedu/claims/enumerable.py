@@ -11,16 +11,14 @@ CLAIMS = (
         statement="A language model that minimises DPO's loss needs no reward model and reaches RLHF's optimum.",
         remark=(
             "The condition: the loss is taken over all pairs of completions, in Bradley–Terry's proportions. Trained "
-            "to the end on ten thousand labelled pairs, far more than the completions there are, the same network "
-            "ends far from the optimum: it fits the labels that happened to be drawn."
+            "to the end on ten thousand labelled pairs, about two for each completion there is, the same network ends "
+            "far from the optimum: it fits the labels that happened to be drawn."
         ),
         evidence=("enumerable_optimum", "enumerable_frontier"),
         numbers=lambda results: {
             "worst": max(results["enumerable_optimum"][run]["total_variation_worst"] for run in _RUNS),
             "start": min(results["enumerable_optimum"][run]["total_variation_at_start_least"] for run in _RUNS),
-            "sampled": min(
-                results["enumerable_frontier"]["methods"]["DPO, 10000 pairs"]["0.5"]["total_variation"],
-            ),
+            "sampled": min(results["enumerable_frontier"]["methods"]["DPO, 10000 pairs"]["0.5"]["total_variation"]),
         },
         measured=(
             "over {settings[enumerable_optimum][seeds]} seeds, {settings[enumerable_optimum][shape][n_prompts]} "

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()  # a closed pipe shows here, not when Python has ended
     except KeyboardInterrupt as interrupt:
-        print(f"dapedu: {interrupt or 'interrupted'}", file=sys.stderr)
+        print(f"dapedu: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `dapedu sample … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end

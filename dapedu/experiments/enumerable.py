@@ -133,7 +133,7 @@ def optimum_unit(
 def enumerable_frontier(
     *,
     betas: Sequence[float] = (2.0, 1.0, 0.5, 0.25),
-    sampled_betas: Sequence[float] = (2.0, 1.0, 0.5, 0.25, 0.1),
+    sampled_betas: Sequence[float] = (1.0, 0.5, 0.25, 0.1),
     pairs: Sequence[int] = (1_000, 10_000),
     best_of: Sequence[int] = (2, 4, 16, 64, 256),
     curve_betas: Sequence[float] = (16.0, 8.0, 4.0, 2.0, 1.4, 1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.125, 0.06, 0.03),

@@ -117,7 +117,7 @@ def train_preference(
         What was logged, a dict every `log_every` steps: `loss`, and for pairs the mean log-ratios `chosen` and
         `rejected` (log-probabilities where the method has no reference), their difference `margin` and its sign's
         share `accuracy`; `grad_norm`, `lr`, `tokens_s`; the same with `held_out_` before, and `kl` in nats, where
-        it was evaluated. A resumed run also returns what it logged before it was interrupted, rounded as in its folder.
+        it was evaluated. Numbers have six digits. A resumed run also returns what it logged before.
 
     Raises:
         ValueError: no such method, strength or field, a strength out of range, or a record that the model cannot read;
@@ -241,8 +241,7 @@ def _train(
                 if evaluate:
                     record |= {name: metric(model) for name, metric in metrics.items()}
                     clock = Clock()  # evaluations do not count
-                log.append({"step": step, **record})
-                file.write(log[-1])
+                log.append(file.write({"step": step, **record}))
                 bar.set_postfix({key: f"{value:.3g}" for key, value in record.items() if key in SHOWN})
             if run and (last or stop or step % settings.checkpoint_every == 0):
                 run.save(step, model, optimizer)

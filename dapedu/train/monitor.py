@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -184,19 +184,23 @@ class Log:
             self._file.flush()  # before the first row, which may never come
         self._board = SummaryWriter(str(run.folder), purge_step=start + 1)
 
-    def write(self, record: Mapping[str, Any]) -> None:
+    def write(self, record: Mapping[str, float]) -> dict[str, float]:
         """Add a row, at once on disk.
 
         Args:
             record: `step` and numbers, names among the columns.
+
+        Returns:
+            The row as it will be read again if the run is resumed: numbers of six digits.
         """
-        if self._run is None:
-            return
-        self._table.writerow({name: value if name == "step" else f"{value:.6g}" for name, value in record.items()})
-        self._file.flush()
-        for name, value in record.items():
-            if name != "step":
-                self._board.add_scalar(name, value, record["step"])
+        step = int(record["step"])
+        texts = {name: f"{value:.6g}" for name, value in record.items() if name != "step"}
+        if self._run is not None:
+            self._table.writerow({"step": step, **texts})
+            self._file.flush()
+            for name, text in texts.items():
+                self._board.add_scalar(name, float(text), step)
+        return {"step": step, **{name: float(text) for name, text in texts.items()}}
 
     def __enter__(self) -> Log:
         return self
