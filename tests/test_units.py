@@ -53,13 +53,16 @@ def not_a_number(*, number: int, calls: str) -> dict:
 def test_results_are_the_same_however_many_run_at_once(jobs, calls):
     """Oracle: the unit called here on one thread, through JSON; the number of threads is as before."""
     threads = torch.get_num_threads()
-    with parallel(jobs):
-        results = run_units(trained, cases(calls))
-    assert torch.get_num_threads() == threads
-    assert noted(calls) == [0, 1, 2, 3]
-    torch.set_num_threads(1)
-    assert results == [json.loads(json.dumps(trained(**case))) for case in cases(calls)]
-    torch.set_num_threads(threads)
+    torch.set_num_threads(2)
+    try:
+        with parallel(jobs):
+            results = run_units(trained, cases(calls))
+        assert torch.get_num_threads() == 2
+        assert noted(calls) == [0, 1, 2, 3]
+        torch.set_num_threads(1)
+        assert results == [json.loads(json.dumps(trained(**case))) for case in cases(calls)]
+    finally:
+        torch.set_num_threads(threads)
     assert [result["threads"] for result in results] == [1] * 4
 
 

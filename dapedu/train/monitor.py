@@ -181,7 +181,6 @@ class Log:
         self._table = csv.DictWriter(self._file, [*COLUMNS, *more], lineterminator="\n")
         if is_new:
             self._table.writeheader()
-            self._file.flush()  # before the first row, which may never come
         self._board = SummaryWriter(str(run.folder), purge_step=start + 1)
 
     def write(self, record: Mapping[str, float]) -> dict[str, float]:
