@@ -57,7 +57,7 @@ clean: ## remove what was rendered and cached (not .venv)
 	find dapedu tests book -name __pycache__ -prune -exec rm -rf {} +
 
 unit:
-	python -m pytest tests -m "not browser" -q
+	OMP_NUM_THREADS=1 python -m pytest tests -m "not browser" -q -n 2 --dist loadfile
 
 # From scratch each time, which takes seconds: Sphinx warns about a page only when it reads it anew, so a
 # second run would pass on the first one's mistake, and pages of removed chapters would linger.
