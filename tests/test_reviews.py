@@ -10,9 +10,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
-from dapedu import reviews
+from dapedu import experiments, reviews
+from dapedu.evaluate import mean_interval
 from dapedu.reviews import card, grammar, lexicon
 from dapedu.reviews.tokenizer import vocabulary
 
@@ -413,3 +415,17 @@ def test_the_cards_statistics_by_another_count(tokenizer):
     assert row["rude"] == f"{rude / 10:.1f} %"
     rewards = [reviews.gold_reward(**record) for record in records]
     assert row["gold reward, mean"] == f"{sum(rewards) / 1_000:+.3f}"
+
+
+def test_the_card_describes_the_stored_model_and_preferences():
+    text = (DATA / "README.md").read_text(encoding="utf8")
+    for name in ("sft/model.safetensors", "preferences.jsonl", "preferences-validation.jsonl"):
+        assert f"`{hashlib.sha256((DATA / name).read_bytes()).hexdigest()}`" in text
+    stored = experiments.load("reviews_frontier")["results"]
+    row = next(line for line in text.splitlines() if line.startswith("| gold reward | −"))
+    columns = [stored["sft"]["human gold"], stored["sft"]["gold"]]
+    columns += [stored["dpo"]["1"]["gold"], stored["dpo"]["0.5"]["gold"], stored["ipo"]["0.1"]["gold"]]
+    columns += [stored["best of"]["8"]["gold"]]
+    for cell, values in zip(row.split("|")[2:-1], columns, strict=True):
+        mean, half_width = mean_interval(torch.tensor(values, dtype=torch.float64))
+        assert cell.strip().replace("−", "-") == f"{mean:.2f} ± {half_width:.2f}".replace("0.", ".")
