@@ -24,7 +24,7 @@ book: venv ## render the book from its executed notebooks
 test: venv ## lint, unit tests, every notebook re-executed, the book rendered and read by a browser
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory unit
-	HF_HUB_OFFLINE=1 python -m pytest -p tests.notebook_times --nbval --nbval-current-env \
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 python -m pytest -p tests.notebook_times --nbval --nbval-current-env \
 	  --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=120 -n 2 --dist loadfile -q $(NOTEBOOKS)
 	@$(MAKE) --no-print-directory render
 	python -m pytest tests -m browser -q

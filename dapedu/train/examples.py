@@ -136,8 +136,8 @@ def parts_of_batch(rows: Sequence[int], widths: Sequence[int], *, parts: int) ->
     """A batch cut into parts of like length, which are padded to their own longest example only.
 
     Batching examples of like length in the first place would save more padding. But then a batch is not a sample of
-    the data any more, and clipping, which shortens the long gradients of long texts, teaches the model to be brief.
-    The sum of the parts' gradients is the batch's, however it is cut.
+    the data any more: each step pulls all lengths one way, and where they end is luck. The sum of the parts' gradients
+    is the batch's, however it is cut.
 
     Args:
         rows: the batch's.
