@@ -203,8 +203,8 @@ def frontier_unit(
         shape: of the world, arguments of `make_world`.
 
     Returns:
-        The reference's reward, the frontier's points, and by method and strength the policy's: all are means over the
-        prompts.
+        The reference's reward, the frontier's points, and by method and strength the policy's; all of them means over
+        the prompts.
     """
     start = _start(seed, shape, sft_steps)
     curve = frontier(start.world.rewards, curve_betas, reference=start.reference)

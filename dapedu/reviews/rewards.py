@@ -137,7 +137,7 @@ def proxy_reward(prompt: str, completion: str, finished: bool = True, *, strengt
         strength: one of `PROXIES`.
 
     Returns:
-        The proxy: at most 4 for "mild", without limit for "strong".
+        The proxy, at most 4 for "mild", without limit for "strong".
 
     Raises:
         ValueError: the prompt is not one of this world's, or there is no such strength.
