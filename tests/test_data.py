@@ -5,7 +5,6 @@ import os
 
 import pytest
 import torch
-from words import word_tokenizer
 
 from dapedu.data import (
     DataError,
@@ -17,6 +16,7 @@ from dapedu.data import (
     load_rankings,
     save_records,
 )
+from tests.words import word_tokenizer
 
 torch.set_num_threads(1)
 

@@ -8,7 +8,6 @@ import scipy.stats
 import torch
 from torch.distributions import Categorical
 from torch.distributions import kl_divergence as torch_kl_divergence
-from words import opinionated, word_tokenizer
 
 from dapedu.data import Sequences
 from dapedu.enumerable import completion_logps, fit_humans, make_world
@@ -25,6 +24,7 @@ from dapedu.evaluate import (
 )
 from dapedu.models import score, tiny_gpt2
 from dapedu.sampling import sample
+from tests.words import opinionated, word_tokenizer
 
 torch.set_num_threads(1)
 

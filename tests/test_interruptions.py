@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from words import opinionated, word_tokenizer
 
 from dapedu.cli import main
 from dapedu.data import save_records
 from dapedu.models import load_model, save_model
 from dapedu.train import RunError, Settings, train_preference
+from tests.words import opinionated, word_tokenizer
 
 torch.set_num_threads(1)
 

@@ -13,7 +13,6 @@ from transformers import (
     GPT2ForSequenceClassification,
     GPT2LMHeadModel,
 )
-from words import opinionated, word_tokenizer
 
 from dapedu.data import Sequences, collate, encode
 from dapedu.models import (
@@ -27,6 +26,7 @@ from dapedu.models import (
     score,
     tiny_gpt2,
 )
+from tests.words import opinionated, word_tokenizer
 
 torch.set_num_threads(1)
 

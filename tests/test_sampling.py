@@ -4,10 +4,10 @@ import pytest
 import scipy.stats
 import torch
 from transformers import GenerationConfig
-from words import opinionated, word_tokenizer
 
 from dapedu.data import encode
 from dapedu.sampling import Samples, best_of_n, sample
+from tests.words import opinionated, word_tokenizer
 
 torch.set_num_threads(1)
 

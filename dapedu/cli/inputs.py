@@ -76,10 +76,7 @@ def load(options: argparse.Namespace, folder: str) -> tuple[PreTrainedModel, Pre
     Raises:
         SystemExit: as `attempt`.
     """
-    from transformers.utils import logging
-
     from dapedu.models import load_model
 
-    logging.disable_progress_bar()  # a bar for 28 tensors
     inner = Path(folder) / "model"
     return attempt(options, lambda: load_model(inner if inner.is_dir() else folder))

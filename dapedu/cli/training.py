@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dapedu.cli.inputs import attempt, load, refuse
-from dapedu.train import METHODS, Settings
+from dapedu.train import METHODS, SFT_SETTINGS, Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,7 +57,7 @@ def _add_sft(commands: argparse._SubParsersAction) -> None:
     sft.add_argument("--size", default="tiny", help="of a new model: tiny or small (default: tiny)")
     sft.add_argument("--model", metavar="FOLDER", help="go on training this model instead of a new one")
     sft.add_argument("--model-seed", type=int, default=0, help="of a new model's weights (default: 0)")
-    _add_training(sft, steps=800, batch_size=64, lr=4e-3, warmup=50)
+    _add_training(sft, SFT_SETTINGS)
     sft.set_defaults(run=_sft, parser=sft)
 
 
@@ -77,19 +77,18 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     train.add_argument("--held-out", metavar="FILE", help="records that are evaluated, not trained on")
     for name, text in _STRENGTHS.items():
         train.add_argument(_flag(name), type=float, help=f"{text} (default: the paper's)")
-    _add_training(train)
+    _add_training(train, Settings())
     train.set_defaults(run=_train, parser=train)
 
 
-def _add_training(parser: argparse.ArgumentParser, **defaults: float) -> None:
+def _add_training(parser: argparse.ArgumentParser, defaults: Settings) -> None:
     parser.add_argument("--output", required=True, metavar="FOLDER", help="for the log, checkpoints and the model")
     parser.add_argument("--resume", action="store_true", help="go on from the folder's last checkpoint")
     parser.add_argument("--dry-run", action="store_true", help="say what it would take: tokens, steps, memory, time")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     for name, text in _SETTINGS.items():
-        kind = type(getattr(Settings(), name))
-        default = kind(defaults.get(name, getattr(Settings(), name)))
-        parser.add_argument(_flag(name), type=kind, default=default, help=f"{text} (default: {default:g})")
+        default = getattr(defaults, name)
+        parser.add_argument(_flag(name), type=type(default), default=default, help=f"{text} (default: {default:g})")
 
 
 def _sft(options: argparse.Namespace) -> int:
@@ -131,15 +130,9 @@ def _run_training(
     method: str,
     strengths: dict[str, float],
 ) -> int:
-    from transformers.utils import logging
-
     from dapedu.train import DivergedError, RunError, plan, train_preference
 
-    logging.disable_progress_bar()  # a bar for the one file it saves
-    settings = attempt(
-        options,
-        lambda: Settings(**{name: getattr(options, name) for name in _SETTINGS}),
-    )
+    settings = attempt(options, lambda: Settings(**{name: getattr(options, name) for name in _SETTINGS}))
     if options.dry_run:
         print(plan(model, tokenizer, records, method=method, settings=settings))
         return 0

@@ -63,7 +63,6 @@ def run(name: str, *, jobs: int = 1) -> Path:
         results = function()
     record = {
         "experiment": name,
-        "command": f"dapedu reproduce {name}",
         "settings": settings_of(function),
         "commit": _commit(),
         "machine": {
@@ -103,7 +102,7 @@ def load(name: str) -> dict[str, Any]:
         name: a key of `EXPERIMENTS`.
 
     Returns:
-        The record that `run` wrote; the numbers are under "results".
+        The record that `run` wrote, and the command that makes it; the numbers are under "results".
 
     Raises:
         ValueError: there is no such experiment; the message lists them.
@@ -112,7 +111,7 @@ def load(name: str) -> dict[str, Any]:
     path = RESULTS / f"{_checked('load', name)}.json"
     if not path.exists():
         raise FileNotFoundError(f"data/results/{name}.json is missing; `dapedu reproduce {name}` makes it")
-    return json.loads(path.read_text(encoding="utf8"))
+    return {"command": f"dapedu reproduce {name}"} | json.loads(path.read_text(encoding="utf8"))
 
 
 def _checked(function: str, name: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from dapedu.evaluate import bootstrap_interval, distinct_n, measure_policy, perp
 from dapedu.experiments.units import run_units, scratch
 from dapedu.models import load_model, save_model
 from dapedu.sampling import Samples, sample
-from dapedu.train import Settings, train_preference, train_sft
+from dapedu.train import SFT_SETTINGS, Settings, train_preference, train_sft
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -187,7 +188,7 @@ def laboratory(*, seed: int) -> dict[str, float]:
     """
     tokenizer = reviews.make_tokenizer()
     model = reviews.make_model(tokenizer, seed=seed)
-    settings = Settings(steps=800, batch_size=64, lr=4e-3, warmup=50, seed=seed)
+    settings = replace(SFT_SETTINGS, seed=seed)
     train_sft(model, tokenizer, reviews.corpus(8_000, seed=seed), settings=settings, progress=False)
     save_model(model, tokenizer, scratch() / f"sft-{seed}", card=f"The SFT model of laboratory {seed}.\n")
     people = [reviews.judge(r["prompt"], r["completion"]) for r in reviews.corpus(_HUMAN, split="test", seed=seed)]

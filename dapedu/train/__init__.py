@@ -7,10 +7,11 @@ from dapedu.train.checkpoints import RunError
 from dapedu.train.examples import Examples, batches_of_epoch, parts_of_batch
 from dapedu.train.loop import DivergedError, train_preference, train_sft
 from dapedu.train.methods import METHODS, Method, Scores
-from dapedu.train.settings import Plan, Settings, plan
+from dapedu.train.settings import SFT_SETTINGS, Plan, Settings, plan
 
 __all__ = [
     "METHODS",
+    "SFT_SETTINGS",
     "DivergedError",
     "Examples",
     "Method",

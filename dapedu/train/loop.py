@@ -27,7 +27,7 @@ from dapedu.train.checkpoints import Run
 from dapedu.train.examples import Examples, batches_of_epoch, parts_of_batch
 from dapedu.train.methods import METHODS, Method, Scores
 from dapedu.train.monitor import SHOWN, Clock, Log, estimate_kl, evaluate_held_out, measure, score_all, scores_of
-from dapedu.train.settings import Settings, model_card
+from dapedu.train.settings import SFT_SETTINGS, Settings, model_card
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -55,7 +55,7 @@ def train_sft(
         model: trained in place.
         tokenizer: the model's.
         demonstrations: records of `prompt` and `completion`.
-        settings: by default 800 steps of 64 at a learning rate of 4e-3, for a tiny model from scratch.
+        settings: by default `SFT_SETTINGS`, for a tiny model from scratch.
         held_out: demonstrations whose loss is logged, never trained on.
         output: folder for log, checkpoints and model; None keeps nothing on disk.
         resume: go on from output's last checkpoint, if there is one.
@@ -73,7 +73,7 @@ def train_sft(
         tokenizer,
         demonstrations,
         method="sft",
-        settings=settings or Settings(steps=800, batch_size=64, lr=4e-3, warmup=50),
+        settings=settings or SFT_SETTINGS,
         held_out=held_out,
         output=output,
         resume=resume,

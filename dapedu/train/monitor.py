@@ -115,8 +115,7 @@ def evaluate_held_out(
         The same metrics, `held_out_` before their names.
     """
     logps = score_all(scorer, held_out, device)
-    everything = range(len(held_out))
-    scores = scores_of(held_out, everything, logps, reference_logps)
+    scores = scores_of(held_out, range(len(held_out)), logps, reference_logps)
     return {f"held_out_{name}": value for name, value in measure(method.loss(scores, **strengths), scores).items()}
 
 

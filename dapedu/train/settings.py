@@ -50,6 +50,9 @@ class Settings:
                 raise ValueError(f"Settings: {name} is {getattr(self, name)}, expected a positive number")
 
 
+SFT_SETTINGS = Settings(steps=800, batch_size=64, lr=4e-3, warmup=50)  # for a tiny model from scratch
+
+
 class Plan(NamedTuple):
     """What `plan` foresees."""
 
