@@ -100,7 +100,7 @@ def mean_logps(*, logits: Tensor, input_ids: Tensor, completion_mask: Tensor) ->
 def model_logps(model: PreTrainedModel, *, input_ids: Tensor, completion_mask: Tensor) -> Tensor:
     """`token_logps` of a model, with logits only where they are scored.
 
-    The vocabulary is most of the work in a small model, and prompt and padding need none of it. Sequences are
+    Prompt and padding need none: with a large vocabulary and a small model that is most of the work. Sequences are
     padded on the right, where causal attention needs no mask.
 
     Args:

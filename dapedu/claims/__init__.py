@@ -4,11 +4,11 @@ A verdict is never typed in. A claim names its stored results, picks numbers fro
 on those numbers; the verdict follows. A chapter shows its claims by id, so each is worded and judged once.
 """
 
-from dapedu.claims import dpo, enumerable, ipo, noise, objective
+from dapedu.claims import dpo, ipo, language, noise, objective
 from dapedu.claims.entry import Claim, ClaimList, Verdict
 
 CLAIMS: dict[str, Claim] = {
-    claim.id: claim for claim in (*objective.CLAIMS, *dpo.CLAIMS, *enumerable.CLAIMS, *ipo.CLAIMS, *noise.CLAIMS)
+    claim.id: claim for claim in (*objective.CLAIMS, *dpo.CLAIMS, *language.CLAIMS, *ipo.CLAIMS, *noise.CLAIMS)
 }
 
 

@@ -34,8 +34,7 @@ class Method(NamedTuple):
 
 
 def _sft(scores: Scores) -> Tensor:
-    # Per token of the data, not of the batch or of its part: where completions are short, each of their tokens would
-    # weigh more, and the model would learn to be brief.
+    # Per token of the data, not of the batch or the part, in which tokens of short completions would weigh more.
     return -scores.policy_logps[:, 0] / scores.mean_length
 
 
