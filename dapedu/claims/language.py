@@ -35,21 +35,18 @@ CLAIMS = (
     Claim(
         id="dpo-4b",
         claimed_by="the source, section on DPO and its conclusion",
-        statement="DPO makes the preferred completion of a language model more likely, and the other one less.",
+        statement="DPO makes the preferred completion of a language model more likely.",
         remark=(
-            "The other one, yes; the preferred one too becomes less likely, only less so. With pairs drawn from the "
+            "It becomes less likely, and the other one still less, so that the margin grows. With pairs drawn from the "
             "reference both cannot rise on average: the mean of the two log-ratios is −KL(π_ref‖π)."
         ),
         evidence=("reviews_frontier",),
-        numbers=lambda results: {
-            "chosen": statistics.mean(results["reviews_frontier"]["dpo"]["1"]["chosen"]),
-            "rejected": statistics.mean(results["reviews_frontier"]["dpo"]["1"]["rejected"]),
-        },
+        numbers=lambda results: {"chosen": statistics.mean(results["reviews_frontier"]["dpo"]["1"]["chosen"])},
         measured=(
             "on held-out pairs of reviews, DPO with β = 1 changes the log-probability of the chosen completion by "
-            "{chosen:.2f} nats and of the rejected one by {rejected:.2f}, means of five laboratories."
+            "{chosen:.2f} nats, mean of five laboratories."
         ),
-        holds=lambda n: n["chosen"] > 0 > n["rejected"],
+        holds=lambda n: n["chosen"] > 0,
     ),
     Claim(
         id="ipo-6b",
