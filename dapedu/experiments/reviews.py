@@ -157,10 +157,10 @@ def reviews_noise(
     steps: int = 400,
     batch_size: int = 32,
     lr: float = 3e-4,
-    betas: Sequence[float] = (0.5, 1.0, 2.0),
-    taus: Sequence[float] = (0.05, 0.1, 0.25),
+    betas: Sequence[float] = (0.1, 0.25, 0.5, 1.0),
+    taus: Sequence[float] = (0.025, 0.05, 0.1, 0.25),
 ) -> dict[str, Any]:
-    """DPO and IPO with turned labels, three strengths each, chosen by the gold reward on validation prompts."""
+    """DPO and IPO with turned labels, four strengths each, chosen by the gold reward on validation prompts."""
     run_units(laboratory, [{"seed": seed} for seed in seeds])
     settings = {"steps": steps, "batch_size": batch_size, "lr": lr}
     results: dict[str, Any] = {}
