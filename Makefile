@@ -77,7 +77,7 @@ $(BIN)/python:
 # pip's log and warnings name hosts and paths and run to hundreds of lines: keep a pulse of it, and its errors.
 $(BIN)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing the pinned Python packages (about 1.6 GB without a GPU build of torch; some minutes) …"
-	@python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[book,test,train]' \
+	@python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[book,data,test,train]' \
 	  2> >(grep -v ^WARNING >&2) \
 	  | awk '/^Collecting/ && ++n % 25 == 0 {print "  " n " packages found"; fflush()} \
 	         /^Installing collected/ {print "  all found, installing"; fflush()}'
