@@ -7,13 +7,18 @@ the prompt. Getting this wrong by one is the commonest silent mistake in this fi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dapedu.data import Sequences, collate
+from dapedu.packing import OtherAttentionError, Packed, hidden_states, pack, without_adapters
+
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
 _IGNORED = -100  # cross_entropy's ignore_index: zero loss, zero gradient
@@ -97,38 +102,55 @@ def mean_logps(*, logits: Tensor, input_ids: Tensor, completion_mask: Tensor) ->
     return sums / lengths
 
 
-def model_logps(model: PreTrainedModel, *, input_ids: Tensor, completion_mask: Tensor) -> Tensor:
-    """`token_logps` of a model, with logits only where they are scored.
-
-    Prompt and padding need none: with a large vocabulary and a small model that is most of the work. Sequences are
-    padded on the right, where causal attention needs no mask.
+def completion_logps(model: PreTrainedModel | PeftModel, batch: Packed | tuple[Tensor, Tensor]) -> Tensor:
+    """Log-probability of each whole completion under a model, with a gradient.
 
     Args:
-        model: a causal language model whose logits are its output embeddings' product with the hidden states.
-        input_ids: prompt and completion, padded on the right, shape (batch, seq).
-        completion_mask: true (or 1) on the completion's tokens, false elsewhere, shape (batch, seq).
+        model: a causal language model.
+        batch: as the function that `layout_of` names makes it: packed, with logits at the scored tokens only; or the
+            rectangle (input_ids, completion_mask) of `collate`, padded on the right, where causal attention needs no
+            mask.
 
     Returns:
-        Nats, float32, shape (batch, seq − 1); zero outside the completion.
+        log π(y|x) in nats, float32, shape (sequences,).
 
     Raises:
-        ValueError: shapes differ, or a completion starts at position 0.
+        ValueError: as `token_logps`.
 
-    Source: arXiv:2305.18290, §4: log π(y|x) of a completion is the sum of these.
+    Source: arXiv:2305.18290, §4: log π(y|x) of a completion is the sum over its tokens.
     """
-    if completion_mask.shape != input_ids.shape:
-        raise ValueError(
-            f"model_logps: completion_mask has shape {tuple(completion_mask.shape)}, expected {tuple(input_ids.shape)}"
-        )
-    is_completion = completion_mask.bool()
-    if is_completion[:, 0].any():
-        raise ValueError(
-            "model_logps: completion_mask is true at position 0, where no earlier token predicts; "
-            "put a prompt or a begin-of-sequence token before the completion"
-        )
-    scored = is_completion[:, 1:]
-    # The last token predicts nothing that is scored.
-    hidden = model.base_model(input_ids=input_ids[:, :-1], use_cache=False).last_hidden_state
-    logits = model.get_output_embeddings()(hidden[scored])  # (scored tokens, vocabulary)
-    logps = torch.zeros(scored.shape, device=input_ids.device)
-    return logps.masked_scatter(scored, -F.cross_entropy(logits.float(), input_ids[:, 1:][scored], reduction="none"))
+    if not isinstance(batch, Packed):
+        input_ids, completion_mask = batch
+        logits = model(input_ids=input_ids, use_cache=False).logits
+        return sequence_logps(logits=logits, input_ids=input_ids, completion_mask=completion_mask)
+    states = hidden_states(model, batch).index_select(0, batch.predictors)
+    logits = without_adapters(model).get_output_embeddings()(states)  # (scored tokens, vocabulary)
+    logps = -F.cross_entropy(logits.float(), batch.targets, reduction="none")
+    return torch.zeros(batch.n, device=logps.device).index_add(0, batch.owners, logps)
+
+
+def layout_of(model: PreTrainedModel | PeftModel) -> Callable[..., Packed | tuple[Tensor, Tensor]]:
+    """How a model reads batches: packed where it can, which is the faster way, else in rectangles.
+
+    Three short sequences are read both ways. A model with another attention, with a state that runs along the row, or
+    with logits that are not its output layer's (scaled or capped ones) is found out so.
+
+    Args:
+        model: a causal language model.
+
+    Returns:
+        `pack` or `collate`: functions of `Sequences` and a device.
+    """
+    inner = without_adapters(model)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(inner.config.get_text_config().vocab_size, (3, 7), generator=generator)
+    ids[1, :3] = ids[0, :3]  # a prompt that two share
+    sequences = Sequences(ids.tolist(), [3, 3, 3])
+    tolerance = 1e-3 if inner.dtype == torch.float32 else 0.1  # nats
+    with torch.no_grad():
+        expected = completion_logps(model, collate(sequences, device=inner.device))
+        try:
+            actual = completion_logps(model, pack(sequences, device=inner.device))
+        except OtherAttentionError:
+            return collate
+    return pack if (actual - expected).abs().max() < tolerance else collate

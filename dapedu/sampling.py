@@ -18,6 +18,7 @@ from dapedu.data import Sequences
 from dapedu.models import evaluating
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -51,7 +52,7 @@ class Samples:
 
 
 def sample(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     *,
@@ -144,7 +145,7 @@ def sample(
 
 
 def best_of_n(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     reward: Callable[[Samples], Tensor | Sequence[float]],
@@ -196,7 +197,10 @@ def best_of_n(
 
 
 def _prompt_ids(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_new_tokens: int
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    max_new_tokens: int,
 ) -> list[list[int]]:
     if not prompts:
         raise ValueError("sample: prompts is empty, expected at least one")
@@ -224,7 +228,7 @@ def _pad_left(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def _without_stored_settings(model: PreTrainedModel) -> Iterator[None]:
+def _without_stored_settings(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """`generate` fills what a call leaves open from the model's settings: a repetition penalty, a top-p."""
     from transformers import GenerationConfig
 

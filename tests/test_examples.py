@@ -76,12 +76,13 @@ def test_training_reads_epoch_after_epoch(parts, model, tokenizer, monkeypatch):
 
 def test_examples_by_hand(tokenizer):
     """Oracle: <eos> 1, a 3 … f 8; a target makes a third column for methods that have one, and for no other."""
-    records = [{"prompt": "a", "chosen": "b b", "rejected": "c", "target": ""}]
+    records = [{"prompt": "a", "chosen": "b b", "rejected": "c", "target": "a"}]
     for method, k in {"dpo": 2, "slic-hf": 3, "click": 3}.items():
         examples = Examples.of(records, METHODS[method], tokenizer)
-        assert examples.sequences.input_ids == [[3, 4, 4, 1], [3, 5, 1], [3, 1]][:k]
+        assert examples.sequences.input_ids == [[3, 4, 4, 1], [3, 5, 1], [3, 3, 1]][:k]
         assert (examples.k, len(examples), examples.widths) == (k, 1, [4])
-        assert examples.lengths.tolist() == [[3, 2, 1][:k]]
+        assert examples.lengths.tolist() == [[3, 2, 2][:k]]
+        assert examples.tokens == [sum([4, 3, 3][:k])]
     ranking = Examples.of([{"prompt": "a", "completions": ["b", "c"], "rewards": [1, 2]}], METHODS["rrhf"], tokenizer)
     assert ranking.rewards.tolist() == [[1.0, 2.0]]
     assert ranking.rewards.dtype == torch.float32
@@ -95,6 +96,6 @@ def test_fingerprints_differ_with_anything_that_differs(tokenizer):
         return Examples.of([records[0], records[1] | change], METHODS["rrhf"], tokenizer).fingerprint()
 
     changes = [{}, {"prompt": "b"}, {"completions": ["c", "b"]}, {"rewards": [1, 3]}, {"prompt": "a b"}]
-    changes.append({"prompt": "a b", "completions": ["", "c"]})
+    changes.append({"prompt": "a b", "completions": ["b b", "c"]})
     assert len({fingerprint(**change) for change in changes}) == len(changes)
     assert fingerprint() == fingerprint()

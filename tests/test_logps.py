@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dapedu.logps import mean_logps, model_logps, sequence_logps, token_logps
+from dapedu.logps import mean_logps, sequence_logps, token_logps
 
 torch.set_num_threads(1)
 
@@ -251,83 +251,6 @@ def test_arguments_stay_as_they_were():
     mean_logps(**batch)
     for name, tensor in batch.items():
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
-
-
-# ---- the model's own: logits where they are scored, and nowhere else ----
-
-
-def right_padded(padding: int = PADDING) -> dict[str, Tensor]:
-    batch = padded("right", padding)
-    return {name: batch[name] for name in ("input_ids", "completion_mask")}
-
-
-def test_model_logps_of_a_real_model(model):
-    """Oracle: `slow_token_logps`, no batch, no padding, no shift. Float32, and exactly zero outside the completion."""
-    actual = model_logps(model, **right_padded())
-    expected = torch.zeros(actual.shape)
-    for i, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
-        values = slow_token_logps(model, prompt, completion)
-        expected[i, len(prompt) - 1 : len(prompt) - 1 + len(values)] = torch.tensor(values)
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
-    assert (actual != 0).sum().item() == sum(LENGTHS)
-
-
-def test_model_logps_of_two_turns(model):
-    """Oracle: `token_logps` of all logits, with a hole in the mask and a completion that is empty."""
-    batch = right_padded()
-    batch["completion_mask"] = torch.tensor([[0, 1, 0, 1, 1, 0], [0, 0, 1, 0, 1, 0], [0] * 6])
-    with torch.no_grad():
-        expected = token_logps(logits=model(input_ids=batch["input_ids"]).logits, **batch)
-        actual = model_logps(model, **batch)
-    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=1e-5)
-    assert (actual != 0).sum(dim=1).tolist() == [3, 2, 0]
-
-
-def test_model_logps_have_the_gradient_of_all_logits(model):
-    """Oracle: `token_logps` of transformers' logits, by a backward pass through each."""
-    batch, weights = right_padded(), torch.linspace(-1, 1, 15, dtype=torch.float64).view(3, 5)
-    gradients = []
-    for logps in (
-        token_logps(logits=model(input_ids=batch["input_ids"]).logits, **batch),
-        model_logps(model, **batch),
-    ):
-        gradients.append(torch.autograd.grad((weights * logps).sum(), list(model.parameters())))
-    for expected, actual in zip(*gradients, strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
-    assert gradients[0][0].abs().max() > 0.1
-
-
-def test_model_logps_do_not_see_the_padding(model):
-    """Oracle: the same batch padded with other tokens, and each row alone without any."""
-    with torch.no_grad():
-        first = model_logps(model, **right_padded(padding=0))
-        torch.testing.assert_close(model_logps(model, **right_padded(padding=5)), first, rtol=0, atol=0)
-        for i, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
-            row = torch.tensor([prompt + completion])
-            mask = torch.arange(row.shape[1])[None] >= len(prompt)
-            alone = model_logps(model, input_ids=row, completion_mask=mask)
-            torch.testing.assert_close(alone[0], first[i, : row.shape[1] - 1], rtol=0, atol=1e-5)
-
-
-def test_model_logps_ask_for_no_other_logits(model):
-    """Oracle: rows that the output layer sees, counted: one a scored token."""
-    rows = []
-    hook = model.lm_head.register_forward_hook(lambda module, inputs, output: rows.append(tuple(output.shape)))
-    with torch.no_grad():
-        model_logps(model, **right_padded())
-    hook.remove()
-    assert rows == [(sum(LENGTHS), VOCABULARY)]
-
-
-def test_what_a_wrong_call_of_model_logps_says(model):
-    """Oracle: function, argument and both shapes; nothing predicts a first token; ids and mask are not swappable."""
-    batch = right_padded()
-    with pytest.raises(ValueError, match=r"model_logps: completion_mask has shape \(3, 5\), expected \(3, 6\)"):
-        model_logps(model, **batch | {"completion_mask": batch["completion_mask"][:, 1:]})
-    with pytest.raises(ValueError, match="model_logps: completion_mask is true at position 0"):
-        model_logps(model, **batch | {"completion_mask": torch.ones(3, 6)})
-    with pytest.raises(TypeError, match="positional"):
-        model_logps(model, *batch.values())
 
 
 # ---- what a wrong call says ----

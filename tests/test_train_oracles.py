@@ -14,8 +14,9 @@ from dapedu.train import (
     METHODS,
     Settings,
     batches_of_epoch,
+    loop,
 )
-from dapedu.train.monitor import estimate_kl
+from dapedu.train.monitor import estimate_kl, reference_of
 from tests.train_cases import FIRST, RECORDS, WORDS, assert_same_weights, go, records_of, weights
 from tests.words import opinionated, word_tokenizer
 
@@ -206,14 +207,17 @@ def test_the_learning_rate_by_hand(model, tokenizer):
 # ---- the reference ----
 
 
-def test_the_reference_is_asked_once(model, tokenizer):
+def test_the_reference_is_asked_once(model, tokenizer, monkeypatch):
     """Oracle: texts that pass through the model, counted: with gradient those of the batches, without one all once."""
     seen = {True: 0, False: 0}
+    read = loop.completion_logps
 
-    def count(module, inputs, kwargs, output) -> None:
-        seen[torch.is_grad_enabled()] += len(kwargs["input_ids"])
+    def count(model, batch) -> torch.Tensor:
+        logps = read(model, batch)
+        seen[torch.is_grad_enabled()] += len(logps)
+        return logps
 
-    model.transformer.register_forward_hook(count, with_kwargs=True)
+    monkeypatch.setattr(loop, "completion_logps", count)
     go(model, tokenizer, "dpo", steps=20, batch_size=8)
     assert seen == {True: 20 * 8 * 2, False: 40 * 2}
     go(model, tokenizer, "click", steps=5, batch_size=8)  # has no reference
@@ -239,16 +243,18 @@ def test_log_ratios_are_to_the_starting_model(model, tokenizer):
 
 
 def test_the_kl_is_that_of_samples(model, tokenizer):
-    """Oracle: `score` of the same samples under both; as long as the model can read behind the longest prompt."""
+    """Oracle: `score` of the same samples under both; as long as the model can read behind the longest prompt that
+    takes no more than half of its 16 positions."""
     from dapedu.sampling import sample
 
     start = copy.deepcopy(model)
-    held_out = [{"prompt": "a b c d e f a b c d", "chosen": "a", "rejected": "b"}, *RECORDS["preferences"][:3]]
-    log = go(model, tokenizer, "dpo", steps=6, batch_size=8, lr=1e-3, held_out=held_out, kl_samples=50)
+    held_out = [{"prompt": "a b c d e f a b", "chosen": "a", "rejected": "b"}, *RECORDS["preferences"][:3]]
+    long = {"prompt": "a b c d e f a b c", "chosen": "a", "rejected": "b"}
+    log = go(model, tokenizer, "dpo", steps=6, batch_size=8, lr=1e-3, held_out=[long, *held_out], kl_samples=50)
     prompts = ([record["prompt"] for record in held_out] * 13)[:50]
-    samples = sample(model, tokenizer, prompts, max_new_tokens=16 - 10, seed=0)
+    samples = sample(model, tokenizer, prompts, max_new_tokens=16 - 8, seed=0)
     kl = (score(model, samples.sequences) - score(start, samples.sequences)).mean().item()
     assert log[-1]["kl"] == pytest.approx(kl, abs=1e-5)
     assert ["kl" in row for row in log] == [False] * 5 + [True]
     assert kl > 0.05
-    assert estimate_kl(start, start, tokenizer, prompts, 0) == pytest.approx(0, abs=1e-5)
+    assert estimate_kl(start, reference_of(start), tokenizer, prompts, 0) == pytest.approx(0, abs=1e-5)

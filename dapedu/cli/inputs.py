@@ -1,4 +1,4 @@
-"""What the commands share: models by folder, and wrong values that end a command with one line."""
+"""What the commands share: models by folder or name, and wrong values that end a command with one line."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ def at_least_one(word: str) -> int:
     return int(word)
 
 
-def load(options: argparse.Namespace, folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model by its folder, or by that of the run that made it.
+def load(options: argparse.Namespace, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model by its folder, by that of the run that made it, or by its name on the Hugging Face hub.
 
     Args:
         options: of the command, with its parser.
-        folder: as the user wrote it.
+        name: as the user wrote it.
 
     Returns:
         Model and tokenizer.
@@ -78,5 +78,22 @@ def load(options: argparse.Namespace, folder: str) -> tuple[PreTrainedModel, Pre
     """
     from dapedu.models import load_model
 
-    inner = Path(folder) / "model"
-    return attempt(options, lambda: load_model(inner if inner.is_dir() else folder))
+    return attempt(options, lambda: load_model(_of_run(name)))
+
+
+def load_tokenizer(options: argparse.Namespace, name: str) -> PreTrainedTokenizerBase:
+    """A model's tokenizer alone, which takes no time, so that data can be checked before the model is read.
+
+    Args, Raises: as `load`.
+
+    Returns:
+        The tokenizer.
+    """
+    from dapedu.models import load_tokenizer
+
+    return attempt(options, lambda: load_tokenizer(_of_run(name)))
+
+
+def _of_run(name: str) -> str | Path:
+    inner = Path(name) / "model"
+    return inner if inner.is_dir() else name

@@ -7,6 +7,7 @@ import json
 from functools import partial
 from pathlib import Path
 
+from dapedu.cli.check import add_check
 from dapedu.cli.inputs import at_least_one, attempt, load
 from dapedu.reviews import SPLITS
 
@@ -25,8 +26,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 def _add_data(commands: argparse._SubParsersAction) -> None:
     data = commands.add_parser(
         "data",
-        help="write reviews, preferences or rankings",
-        description="Write data of the reviews world as JSON lines.",
+        help="write reviews, preferences or rankings, or check a file of your own",
+        description="Write data of the reviews world as JSON lines, or check records from anywhere.",
     )
     kinds = data.add_subparsers(required=True, metavar="KIND")
     corpus = kinds.add_parser("corpus", help="reviews from the grammar", description="Reviews from the grammar.")
@@ -55,6 +56,7 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
         parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
         parser.add_argument("--output", required=True, metavar="FILE", help="a .jsonl file")
         parser.set_defaults(run=run, parser=parser)
+    add_check(kinds)
 
 
 def _add_sample(commands: argparse._SubParsersAction) -> None:
@@ -135,7 +137,7 @@ def _pairs(options: argparse.Namespace) -> int:
     save_records(options.output, records)
     dropped = options.number - len(records)
     print(f"wrote {len(records):,} preferences to {options.output}")
-    print(f"{dropped:,} pairs were dropped: both completions the same, or one without an end")
+    print(f"{dropped:,} pairs were dropped: both completions the same, or one empty or without an end")
     return 0
 
 

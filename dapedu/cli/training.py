@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dapedu.cli.inputs import attempt, load, refuse
+from dapedu.cli.inputs import at_least_one, attempt, load, refuse
 from dapedu.train import METHODS, SFT_SETTINGS, Settings
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from dapedu.data import Record, Records
+
+_A_MODEL = "a run's folder, a model's, or a name on the Hugging Face hub"
+_A_SOURCE = ".jsonl (.gz), .json, .csv or .parquet, a saved dataset, or a name on the Hugging Face hub"
 _STRENGTHS = {
     "beta": "β of dpo, λ of spin: the KL weight; a larger one keeps the policy nearer the reference",
     "tau": "τ of ipo: the KL weight; the margin's target is 1/(2τ)",
@@ -24,7 +29,8 @@ _STRENGTHS = {
 _SETTINGS = {
     "steps": "optimiser steps",
     "batch_size": "examples a step",
-    "parts": "a batch is read in so many parts, sorted by length: saves padding, and memory",
+    "parts": "a batch is read in so many parts, one after the other: saves memory",
+    "max_length": "tokens of the longest sequence; prompts that are too long lose their beginning",
     "lr": "AdamW's learning rate after the warm-up",
     "warmup": "steps in which the learning rate rises",
     "clip": "largest norm of the gradient",
@@ -52,10 +58,11 @@ def _add_sft(commands: argparse._SubParsersAction) -> None:
         help="train a language model on demonstrations",
         description="Make a tiny GPT-2, or take one from a folder, and train it to imitate demonstrations.",
     )
-    sft.add_argument("--data", required=True, metavar="FILE", help=".jsonl of prompt and completion")
-    sft.add_argument("--held-out", metavar="FILE", help="demonstrations that are evaluated, not trained on")
+    sft.add_argument("--data", required=True, metavar="DATA", help=f"demonstrations: {_A_SOURCE}")
+    sft.add_argument("--split", default="train", help="of a dataset that has several (default: train)")
+    sft.add_argument("--held-out", metavar="DATA", help="demonstrations that are evaluated, not trained on")
     sft.add_argument("--size", default="tiny", help="of a new model: tiny or small (default: tiny)")
-    sft.add_argument("--model", metavar="FOLDER", help="go on training this model instead of a new one")
+    sft.add_argument("--model", metavar="MODEL", help=f"train this one instead of a new one: {_A_MODEL}")
     sft.add_argument("--model-seed", type=int, default=0, help="of a new model's weights (default: 0)")
     _add_training(sft, SFT_SETTINGS)
     sft.set_defaults(run=_sft, parser=sft)
@@ -67,14 +74,17 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         help="train a language model on preferences or rankings",
         description=(
             "Train a model by one of the book's methods. The model as it is loaded is the reference. Preferences have "
-            "prompt, chosen and rejected (and target, for slic-hf and click, if it is not the chosen completion); "
-            "rankings have prompt, completions and rewards."
+            "chosen and rejected, and a prompt if it is not what both begin with (and target, for slic-hf and click, "
+            "if it is not the chosen completion); rankings have prompt, completions and rewards. All of them may be "
+            "texts or conversations; `dapedu data check` says what is in a file. Several processes share each batch: "
+            "torchrun --nproc-per-node 2 -m dapedu train …, or accelerate launch -m dapedu train …"
         ),
     )
     train.add_argument("--method", required=True, choices=[name for name in METHODS if name != "sft"])
-    train.add_argument("--model", required=True, metavar="FOLDER", help="the SFT model: a run's folder, or a model's")
-    train.add_argument("--data", required=True, metavar="FILE", help=".jsonl of preferences, or of rankings for rrhf")
-    train.add_argument("--held-out", metavar="FILE", help="records that are evaluated, not trained on")
+    train.add_argument("--model", required=True, metavar="MODEL", help=f"the SFT model: {_A_MODEL}")
+    train.add_argument("--data", required=True, metavar="DATA", help=f"preferences, or rankings for rrhf: {_A_SOURCE}")
+    train.add_argument("--split", default="train", help="of a dataset that has several (default: train)")
+    train.add_argument("--held-out", metavar="DATA", help="records that are evaluated, not trained on")
     for name, text in _STRENGTHS.items():
         train.add_argument(_flag(name), type=float, help=f"{text} (default: the paper's)")
     _add_training(train, Settings())
@@ -86,9 +96,13 @@ def _add_training(parser: argparse.ArgumentParser, defaults: Settings) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the folder's last checkpoint")
     parser.add_argument("--dry-run", action="store_true", help="say what it would take: tokens, steps, memory, time")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--lora-rank", type=at_least_one, metavar="R", help="train LoRA adapters of this rank alone")
+    parser.add_argument("--lora-alpha", type=float, help="how strongly they count (default: twice the rank)")
+    parser.add_argument("--max-length", type=int, help=_SETTINGS["max_length"] + " (default: nothing is cut)")
     for name, text in _SETTINGS.items():
-        default = getattr(defaults, name)
-        parser.add_argument(_flag(name), type=type(default), default=default, help=f"{text} (default: {default:g})")
+        if name != "max_length":
+            default = getattr(defaults, name)
+            parser.add_argument(_flag(name), type=type(default), default=default, help=f"{text} (default: {default:g})")
 
 
 def _sft(options: argparse.Namespace) -> int:
@@ -122,19 +136,25 @@ def _train(options: argparse.Namespace) -> int:
 
 def _run_training(
     options: argparse.Namespace,
-    model: PreTrainedModel,
+    base: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    records: list[dict[str, Any]],
-    held_out: list[dict[str, Any]],
+    records: Sequence[Record],
+    held_out: Sequence[Record],
     *,
     method: str,
     strengths: dict[str, float],
 ) -> int:
+    from dapedu.models import add_lora
     from dapedu.train import DivergedError, RunError, plan, train_preference
+    from dapedu.train.processes import this_process
 
     settings = attempt(options, lambda: Settings(**{name: getattr(options, name) for name in _SETTINGS}))
+    model: PreTrainedModel | PeftModel = base
+    if options.lora_rank:
+        alpha = options.lora_alpha or 2 * options.lora_rank
+        model = attempt(options, lambda: add_lora(base, rank=options.lora_rank, alpha=alpha))
     if options.dry_run:
-        print(plan(model, tokenizer, records, method=method, settings=settings))
+        print(attempt(options, lambda: plan(model, tokenizer, records, method=method, settings=settings)))
         return 0
     try:
         log = train_preference(
@@ -154,17 +174,19 @@ def _run_training(
         return 1
     except (RunError, ValueError) as problem:
         refuse(options, problem)
+    if not this_process().is_main_process:
+        return 0
     if log:
         print(", ".join(f"{name} {value:.4g}" for name, value in log[-1].items()))
     print(f"wrote {Path(options.output) / 'model'}, log.csv beside it; curves: tensorboard --logdir {options.output}")
     return 0
 
 
-def _records(
-    options: argparse.Namespace, read: Callable[[str], list[dict[str, Any]]]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _records(options: argparse.Namespace, read: Callable[..., Records]) -> tuple[Sequence[Record], Sequence[Record]]:
     """The training and held-out records; what is wrong with a file is found before any work starts."""
-    return attempt(options, lambda: (read(options.data), read(options.held_out) if options.held_out else []))
+    return attempt(
+        options, lambda: (read(options.data, split=options.split), read(options.held_out) if options.held_out else [])
+    )
 
 
 def _flag(name: str) -> str:

@@ -42,9 +42,10 @@ class Sequences:
 
 
 def encode(prompts: Sequence[str], completions: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Sequences:
-    """Token ids of prompts and completions, an end-of-sequence token after each completion.
+    """Token ids of prompts and completions, an end-of-sequence token after each completion that has none.
 
-    Prompt and completion are encoded apart, so that a token never spans both.
+    Prompt and completion are encoded apart, so that a token never spans both. A chat template may have put the
+    end-of-sequence token into a completion's text already.
 
     Args:
         prompts: one a sequence.
@@ -68,7 +69,10 @@ def encode(prompts: Sequence[str], completions: Sequence[str], tokenizer: PreTra
     if not all(heads):
         empty = next(row for row, head in enumerate(heads) if not head)
         raise ValueError(f"encode: prompt {empty} has no tokens; nothing would predict its completion's first one")
-    input_ids = [[*head, *tail, tokenizer.eos_token_id] for head, tail in zip(heads, tails, strict=True)]
+    end = tokenizer.eos_token_id
+    input_ids = [
+        [*head, *tail] if end in tail else [*head, *tail, end] for head, tail in zip(heads, tails, strict=True)
+    ]
     return Sequences(input_ids, [len(head) for head in heads])
 
 

@@ -63,8 +63,8 @@ reviewer, descriptor and item is in all three.
 | file | command | sha256 |
 |---|---|---|
 | sft/model.safetensors | `dapedu sft --data data/reviews/train.jsonl --held-out data/reviews/validation.jsonl --output runs/sft` | `ea518f105b2d66bf99e13ecb1b57dc154878ea3acf0c2036a4343e72586bc103` |
-| preferences.jsonl | `dapedu data pairs --model runs/sft --number 4096 --output data/reviews/preferences.jsonl` | `7087c7866a0b57860068967638be15ef632a92570241f8c4d2df56b116cf6e7e` |
-| preferences-validation.jsonl | `dapedu data pairs --model runs/sft --split validation --number 512 --output data/reviews/preferences-validation.jsonl` | `acd041fc33352990e83edb7b93abaca7beab033346a0024d0f26ac636f2a0cb7` |
+| preferences.jsonl | `dapedu data pairs --model runs/sft --number 4096 --output data/reviews/preferences.jsonl` | `d08de929b8ed1b44c653543e2964cbfa17b5fc3a3aa3f21f110738839e98b595` |
+| preferences-validation.jsonl | `dapedu data pairs --model runs/sft --split validation --number 512 --output data/reviews/preferences-validation.jsonl` | `69d7ebf3154895626f65fe6453346ce8306f01b85bd757f5dcc94a0e7fe23286` |
 
 What to expect, as mean ± 95 % interval over five laboratories (`dapedu reproduce reviews_frontier`: corpus, SFT model
 and preferences of a seed each; 1,024 completions of test prompts; 4,096 pairs, 400 steps):

@@ -161,7 +161,7 @@ def rankings(
 
     Args:
         model, tokenizer: what writes.
-        n: prompts.
+        n: prompts; fewer come back where a completion is empty, which no file of records may hold.
         candidates: completions a prompt, at least 2.
         split: whose prompts.
         temperature: of the sampling.
@@ -181,11 +181,9 @@ def rankings(
     repeated = [prompt for prompt in asked for _ in range(candidates)]
     samples = sample(model, tokenizer, repeated, temperature=temperature, seed=seed, progress=progress)
     rewards = gold_rewards(samples).view(n, candidates).tolist()
+    texts = [samples.completions[first : first + candidates] for first in range(0, n * candidates, candidates)]
     return [
-        {
-            "prompt": prompt,
-            "completions": samples.completions[row * candidates : (row + 1) * candidates],
-            "rewards": rewards[row],
-        }
-        for row, prompt in enumerate(asked)
+        {"prompt": prompt, "completions": completions, "rewards": own}
+        for prompt, completions, own in zip(asked, texts, rewards, strict=True)
+        if all(completions)
     ]

@@ -24,8 +24,9 @@ def label_pairs(
 
         P(first ≻ second) = σ(sharpness · (r(first) − r(second))),   then turned with probability flip
 
-    Two kinds of pairs are dropped: of identical completions, which teach nothing, and with an unfinished completion,
-    because a record of text cannot say that it has no end. The labels of the others do not depend on what was dropped.
+    Three kinds of pairs are dropped: of identical completions, which teach nothing; with an empty one, which no file of
+    records may hold; and with an unfinished one, because a record of text cannot say that it has no end. The labels of
+    the others do not depend on what was dropped.
 
     Args:
         prompts: one a pair.
@@ -61,7 +62,7 @@ def label_pairs(
     records = []
     for prompt, one, other, one_ended, other_ended in zip(prompts, *columns.values(), strict=True):
         call, turn = rng.random(), rng.random()
-        if one == other or not (one_ended and other_ended):
+        if one == other or not (one and other and one_ended and other_ended):
             continue
         margin = gold_reward(prompt, one) - gold_reward(prompt, other)
         one_wins = (call < 1 / (1 + math.exp(-sharpness * margin))) != (turn < flip)

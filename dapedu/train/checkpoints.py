@@ -157,11 +157,12 @@ def _flat(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers that are saved, a shared one once."""
+    """What training changes: parameters with a gradient, a shared one once, and buffers."""
     seen: set[int] = set()
     unique = {}
     for name, value in model.state_dict(keep_vars=True).items():
-        if id(value) not in seen:
+        frozen = isinstance(value, nn.Parameter) and not value.requires_grad
+        if id(value) not in seen and not frozen:
             seen.add(id(value))
             unique[name] = value
     return unique

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dapedu.data import Record, Sequences, encode
+from dapedu.data import Record, Records, Sequences, encode
 from dapedu.train.methods import Method
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -29,19 +30,29 @@ class Examples:
     rewards: Tensor | None = None  # (examples, k), of rankings
 
     @classmethod
-    def of(cls, records: Sequence[Record], method: Method, tokenizer: PreTrainedTokenizerBase) -> Examples:
+    def of(
+        cls,
+        records: Sequence[Record],
+        method: Method,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int | None = None,
+    ) -> Examples:
         """Tokenise records as a method reads them.
 
         Args:
-            records: as `dapedu.data` loads them for the method.
+            records: text, as `dapedu.data` loads it for the method.
             method: of `METHODS`.
             tokenizer: the model's.
+            max_length: tokens of the longest sequence, its end included. A longer example loses the beginning of its
+                prompt; a completion is never cut. None cuts nothing.
 
         Returns:
             `Examples`.
 
         Raises:
-            ValueError: there are no records, a record lacks a field, or rankings differ in their number of texts.
+            ValueError: there are no records, a record lacks a field, rankings differ in their number of texts, or a
+                completion has no tokens, or too many.
         """
         if not records:
             raise ValueError("Examples.of: there are no records")
@@ -51,6 +62,9 @@ class Examples:
         k = len(texts[0])
         prompts = [record["prompt"] for record in records for _ in range(k)]
         sequences = encode(prompts, [text for row in texts for text in row], tokenizer)
+        _require_tokens(sequences, records, k)
+        if max_length is not None:
+            sequences = _shortened(sequences, records, k, max_length)
         rewards = None
         if method.records == "rankings":
             rewards = torch.tensor([record["rewards"] for record in records], dtype=torch.float32)
@@ -75,6 +89,12 @@ class Examples:
         lengths = list(map(len, self.sequences.input_ids))
         return [max(lengths[row : row + self.k]) for row in range(0, len(lengths), self.k)]
 
+    @cached_property
+    def tokens(self) -> list[int]:
+        """Tokens of each example's sequences, prompts counted with each."""
+        lengths = list(map(len, self.sequences.input_ids))
+        return [sum(lengths[row : row + self.k]) for row in range(0, len(lengths), self.k)]
+
     def select(self, rows: Sequence[int]) -> Sequences:
         """All sequences of some examples, (len(rows) · k) of them.
 
@@ -86,7 +106,7 @@ class Examples:
         """
         return self.sequences.select(self.k * row + column for row in rows for column in range(self.k))
 
-    def require_readable(self, model: PreTrainedModel) -> None:
+    def require_readable(self, model: PreTrainedModel | PeftModel) -> None:
         """Refuse what would fail inside the model, perhaps after hours.
 
         Args:
@@ -100,7 +120,7 @@ class Examples:
             row = self.widths.index(max(self.widths))
             raise ValueError(
                 f"records[{row}] has {self.widths[row]} tokens, prompt and end included, more than the {limit} that "
-                "the model can read"
+                f"the model can read; max_length = {limit} (--max-length) would cut the beginning of its prompt"
             )
         known, largest = model.config.vocab_size, max(map(max, self.sequences.input_ids))
         if largest >= known:
@@ -113,6 +133,19 @@ class Examples:
         rewards = [] if self.rewards is None else self.rewards.tolist()
         content = json.dumps([self.sequences.input_ids, self.sequences.prompt_lengths, self.k, rewards])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def place_of(records: Sequence[Record], number: int) -> str:
+    """Where a record stood, for a message.
+
+    Args:
+        records: from a file, or a list.
+        number: from 0.
+
+    Returns:
+        "pairs.jsonl, line 3", or "records[2]".
+    """
+    return records.where(number) if isinstance(records, Records) else f"records[{number}]"
 
 
 def batches_of_epoch(n: int, *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -133,11 +166,11 @@ def batches_of_epoch(n: int, *, batch_size: int, seed: int, epoch: int) -> list[
 
 
 def parts_of_batch(rows: Sequence[int], widths: Sequence[int], *, parts: int) -> list[list[int]]:
-    """A batch cut into parts of like length, which are padded to their own longest example only.
+    """A batch cut into parts of like length, read one after the other where memory is short.
 
-    Batching examples of like length in the first place would save more padding. But then a batch is not a sample of
-    the data any more: each step pulls all lengths one way, and where they end is luck. The sum of the parts' gradients
-    is the batch's, however it is cut.
+    The sum of the parts' gradients is the batch's, however it is cut. Batching examples of like length in the first
+    place is another thing: such a batch is not a sample of the data any more, each step pulls all lengths one way, and
+    where they end is luck.
 
     Args:
         rows: the batch's.
@@ -150,6 +183,38 @@ def parts_of_batch(rows: Sequence[int], widths: Sequence[int], *, parts: int) ->
     alike = sorted(rows, key=widths.__getitem__)
     size = math.ceil(len(rows) / parts)
     return [alike[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _require_tokens(sequences: Sequences, records: Sequence[Record], k: int) -> None:
+    # The end-of-sequence token is one.
+    if int(sequences.lengths.min()) < 2:
+        row = int(sequences.lengths.argmin())
+        raise ValueError(
+            f"{place_of(records, row // k)}: completion {row % k + 1} has no tokens: the tokenizer reads nothing in "
+            "its text; remove the record"
+        )
+
+
+def _shortened(sequences: Sequences, records: Sequence[Record], k: int, max_length: int) -> Sequences:
+    """Every example's prompt cut at its beginning, by as much for each of its sequences, so that all of them fit."""
+    input_ids, prompt_lengths = [], []
+    too_long = []
+    for row in range(0, len(sequences), k):
+        ids, prompt = sequences.input_ids[row : row + k], sequences.prompt_lengths[row]
+        excess = max(0, max(map(len, ids)) - max_length)
+        if excess >= prompt:
+            too_long.append(row // k)
+        input_ids += [each[excess:] for each in ids]
+        prompt_lengths += [prompt - excess] * k
+    if too_long:
+        longest = int(sequences.lengths.max())
+        raise ValueError(
+            f"{place_of(records, too_long[0])}: a completion does not fit in max_length = {max_length} tokens with "
+            f"one token of its prompt; so it is in {len(too_long):,} of {len(records):,} records (the longest "
+            f"completion has {longest:,} tokens). Raise max_length, or drop them: dapedu data check FILE "
+            f"--tokenizer FOLDER --max-length {max_length} --output CLEAN.jsonl"
+        )
+    return Sequences(input_ids, prompt_lengths)
 
 
 def _texts_of(record: Record, method: Method, number: int) -> list[str]:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import itertools
 import math
@@ -14,22 +13,37 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from dapedu.data import Record, collate
-from dapedu.logps import model_logps
+from dapedu.data import Record, apply_chat_template
+from dapedu.logps import completion_logps, layout_of
 from dapedu.models import save_model
+from dapedu.packing import Packed
 from dapedu.train.checkpoints import Run
 from dapedu.train.examples import Examples, batches_of_epoch, parts_of_batch
 from dapedu.train.methods import METHODS, Method, Scores
-from dapedu.train.monitor import SHOWN, Clock, Log, estimate_kl, evaluate_held_out, measure, score_all, scores_of
+from dapedu.train.monitor import (
+    SHOWN,
+    Clock,
+    Log,
+    estimate_kl,
+    evaluate_held_out,
+    kl_prompts,
+    measure,
+    reference_of,
+    score_all,
+    scores_of,
+)
+from dapedu.train.processes import Processes, this_process, trained
 from dapedu.train.settings import SFT_SETTINGS, Settings, model_card
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from tqdm import tqdm
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -39,7 +53,7 @@ class DivergedError(ArithmeticError):
 
 
 def train_sft(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     demonstrations: Sequence[Record],
     *,
@@ -82,7 +96,7 @@ def train_sft(
 
 
 def train_preference(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     records: Sequence[Record],
     *,
@@ -90,7 +104,7 @@ def train_preference(
     strengths: Mapping[str, float] | None = None,
     settings: Settings | None = None,
     held_out: Sequence[Record] = (),
-    metrics: Mapping[str, Callable[[PreTrainedModel], float]] | None = None,
+    metrics: Mapping[str, Callable[[Any], float]] | None = None,
     output: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -98,12 +112,14 @@ def train_preference(
     """Train a model by any method of the book; the model as it comes in is the reference.
 
     Runs on CUDA, Apple's GPU or the CPU, whichever there is; in bfloat16 on CUDA, with weights in float32. The model
-    comes back where it was.
+    comes back where it was. Started by `torchrun` or `accelerate launch`, several processes share each batch and take
+    the steps that one would.
 
     Args:
-        model: the SFT model, trained in place.
+        model: the SFT model, trained in place; its adapters only, if `dapedu.models.add_lora` gave it some.
         tokenizer: the model's.
-        records: demonstrations, preferences or rankings, as the method needs.
+        records: demonstrations, preferences or rankings, as the method needs; conversations are rendered by the
+            tokenizer's chat template.
         method: a key of `METHODS`.
         strengths: the method's hyperparameters where they differ from its defaults, `{"beta": 0.5}`.
         settings: of the optimiser and of what is logged, evaluated and saved when.
@@ -134,12 +150,14 @@ def train_preference(
     if unknown := set(strengths) - set(METHODS[method].strengths):
         has = ", ".join(METHODS[method].strengths) or "none"
         raise ValueError(f"train_preference: {method} has no strength {', '.join(sorted(unknown))}; it has {has}")
-    training = Examples.of(records, METHODS[method], tokenizer)
-    watched = Examples.of(held_out, METHODS[method], tokenizer) if held_out else None
+    settings = settings or Settings()
+    records, held_out = apply_chat_template(records, tokenizer), apply_chat_template(held_out, tokenizer)
+    training = Examples.of(records, METHODS[method], tokenizer, max_length=settings.max_length)
+    watched = Examples.of(held_out, METHODS[method], tokenizer, max_length=settings.max_length) if held_out else None
     for examples in (training, watched) if watched else (training,):
         examples.require_readable(model)
     _try_loss(METHODS[method], strengths, training.k)
-    settings = settings or Settings()
+    process = this_process()
     run = None
     if output is not None:
         asked = {
@@ -151,7 +169,8 @@ def train_preference(
             "metrics": list(metrics or {}),
             "start": _fingerprint(model),
         }
-        run = Run(output, asked=asked, resume=resume)
+        with process.main_process_first():  # the others find its folder, and that they were asked the same
+            run = Run(output, asked=asked, resume=resume or not process.is_main_process)
     home = model.device
     try:
         log = _train(
@@ -163,87 +182,98 @@ def train_preference(
             strengths=strengths,
             settings=settings,
             held_out=watched,
-            kl_prompts=_kl_prompts(held_out, method, settings),
+            # Imitation has no reference.
+            prompts=kl_prompts(held_out, model, tokenizer, settings.kl_samples) if method != "sft" else [],
             metrics=metrics or {},
             tokenizer=tokenizer,
             run=run,
-            bar=tqdm(total=settings.steps, disable=not progress, unit="step", desc=method),
+            bar=tqdm(
+                total=settings.steps, disable=not (progress and process.is_main_process), unit="step", desc=method
+            ),
         )
     finally:
         model.to(home)  # type: ignore[arg-type]  # transformers' decorator hides the method
-    if run is not None:
+    if run is not None and process.is_main_process:
         save_model(model, tokenizer, run.model, card=model_card(method, strengths, settings, training, log))
+    process.wait_for_everyone()
     return log
 
 
 def _train(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     training: Examples,
     *,
     method: Method,
     strengths: Mapping[str, float],
     settings: Settings,
     held_out: Examples | None,
-    kl_prompts: Sequence[str],
-    metrics: Mapping[str, Callable[[PreTrainedModel], float]],
+    prompts: Sequence[str],
+    metrics: Mapping[str, Callable[[Any], float]],
     tokenizer: PreTrainedTokenizerBase,
     run: Run | None,
     bar: tqdm,
 ) -> list[dict[str, float]]:
-    """The loop; `scorer` is the model as accelerate prepared it."""
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
-    device = accelerator.device
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.0)
-    scorer, optimizer = accelerator.prepare(_Scorer(model), optimizer)
+    """The loop; `scorer` is the model as accelerate prepared it. Of several processes each reads its share."""
+    processes = Processes()
+    device, accelerator = processes.device, processes.accelerator
+    layout, bare = layout_of(model.to(device)), _Scorer(model)
+    optimizer = torch.optim.AdamW(trained(model), lr=settings.lr, weight_decay=0.0, fused=True)
+    scorer, optimizer = accelerator.prepare(bare, optimizer)
     # Computed once, before the first step: from here on nobody needs the reference itself, except to estimate a KL.
-    reference_logps = score_all(scorer, training, device) if method.needs_reference else None
-    held_out_reference = score_all(scorer, held_out, device) if held_out and method.needs_reference else None
-    reference = copy.deepcopy(model) if kl_prompts else None
+    score = partial(score_all, bare, layout, processes)
+    reference_logps = score(training) if method.needs_reference else None
+    held_out_reference = score(held_out) if held_out and method.needs_reference else None
+    reference = reference_of(model) if prompts and processes.leads else None
 
     start = run.restore(model, optimizer) if run else 0
     batches = _batches(training, settings, skip=start)
-    log = run.trim_log(start) if run else []
-    with bar, Log(run, start, list(metrics)) as file, _deferred_interrupts() as interrupted:
+    with accelerator.main_process_first():
+        log = run.trim_log(start) if run else []
+    file = Log(run if processes.leads else None, start, list(metrics))
+    with bar, file, _deferred_interrupts() as interrupted:
         bar.update(start)
         clock = Clock()
         for step in range(start + 1, settings.steps + 1):
             rows = next(batches)
+            mine, share = processes.share(rows)
             optimizer.zero_grad()
             for group in optimizer.param_groups:
                 group["lr"] = _learning_rate(settings, step)
             losses, scores = [], []
-            for part in parts_of_batch(rows, training.widths, parts=settings.parts):
-                input_ids, completion_mask = collate(training.select(part), device=device)
-                logps = scorer(input_ids, completion_mask).view(len(part), training.k)
-                scores.append(scores_of(training, part, logps, reference_logps))
-                losses.append(method.loss(scores[-1], **strengths))
-                accelerator.backward(losses[-1].sum() / len(rows))
-                clock.tokens += input_ids.numel()
-            grad_norm = accelerator.clip_grad_norm_(model.parameters(), settings.clip)
+            parts = parts_of_batch(mine, training.widths, parts=settings.parts)
+            for part in parts:
+                with processes.exchange(scorer, now=part is parts[-1]):
+                    logps = scorer(layout(training.select(part), device=device)).view(len(part), training.k)
+                    scores.append(scores_of(training, part, logps, reference_logps))
+                    losses.append(method.loss(scores[-1], **strengths))
+                    accelerator.backward(losses[-1].sum() / len(mine) * share * processes.number)
+            clock.tokens += sum(training.tokens[row] for row in rows)
+            grad_norm = accelerator.clip_grad_norm_(trained(model), settings.clip)
             loss = torch.cat(losses).detach().mean()
+            # In every process the same, or one would go on alone.
+            loss, stop = processes.add(torch.stack([loss * share, loss.new_tensor(len(interrupted))]))
             if not (loss.isfinite() and grad_norm.isfinite()):
                 raise DivergedError(_advice(step, float(loss), float(grad_norm), settings, run))
             optimizer.step()
             bar.update()
 
-            stop, last = bool(interrupted), step == settings.steps
+            last = step == settings.steps
             evaluate = (held_out or metrics) and (step % settings.evaluate_every == 0 or last)
             if evaluate or last or step % settings.log_every == 0:
-                record = measure(torch.cat(losses), _joined(scores))
+                record = processes.together(measure(torch.cat(losses), _joined(scores)), share)
                 record |= {"grad_norm": float(grad_norm), "lr": _learning_rate(settings, step)}
                 record |= {"tokens_s": clock.rate()}
                 if evaluate and held_out:
-                    record |= evaluate_held_out(scorer, held_out, held_out_reference, method, strengths, device)
+                    record |= evaluate_held_out(score(held_out), held_out, held_out_reference, method, strengths)
                 if evaluate and reference is not None:
-                    record["kl"] = estimate_kl(model, reference, tokenizer, kl_prompts, settings.seed)
-                if evaluate:
+                    record["kl"] = estimate_kl(model, reference, tokenizer, prompts, settings.seed)
+                if evaluate and processes.leads:
                     record |= {name: metric(model) for name, metric in metrics.items()}
+                if evaluate:
                     clock = Clock()  # evaluations do not count
                 log.append(file.write({"step": step, **record}))
                 bar.set_postfix({key: f"{value:.3g}" for key, value in record.items() if key in SHOWN})
-            if run and (last or stop or step % settings.checkpoint_every == 0):
+            if run and processes.leads and (last or stop or step % settings.checkpoint_every == 0):
                 run.save(step, model, optimizer)
             if stop:
                 kept = f"saved in {run.folder}; --resume goes on" if run else "nothing is saved: the run had no folder"
@@ -254,13 +284,13 @@ def _train(
 class _Scorer(nn.Module):
     """The model as accelerate should see it: what it computes in a forward pass is what the loss needs."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel | PeftModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: Tensor, completion_mask: Tensor) -> Tensor:
-        """Summed log-probability of each completion, (sequences,)."""
-        return model_logps(self.model, input_ids=input_ids, completion_mask=completion_mask).sum(dim=1)
+    def forward(self, batch: Packed | tuple[Tensor, Tensor]) -> Tensor:
+        """Log-probability of each completion, (sequences,)."""
+        return completion_logps(self.model, batch)
 
 
 def _joined(parts: Sequence[Scores]) -> Scores:
@@ -289,13 +319,6 @@ def _try_loss(method: Method, strengths: Mapping[str, float], k: int) -> None:
     method.loss(Scores(zeros, torch.ones(1, k), zeros, zeros, mean_length=1.0), **strengths)
 
 
-def _kl_prompts(held_out: Sequence[Record], method: str, settings: Settings) -> list[str]:
-    """What the KL is estimated on: the held-out prompts, as often as it takes; imitation has no reference."""
-    if method == "sft" or not held_out:
-        return []
-    return list(itertools.islice(itertools.cycle(record["prompt"] for record in held_out), settings.kl_samples))
-
-
 def _advice(step: int, loss: float, grad_norm: float, settings: Settings, run: Run | None) -> str:
     kept = f" The last checkpoint in {run.folder} is from before." if run else ""
     return (
@@ -305,7 +328,7 @@ def _advice(step: int, loss: float, grad_norm: float, settings: Settings, run: R
     )
 
 
-def _fingerprint(model: PreTrainedModel) -> str:
+def _fingerprint(model: PreTrainedModel | PeftModel) -> str:
     """A checksum of the weights: two runs with the same one started from the same model."""
     digest = hashlib.sha256()
     for parameter in model.parameters():

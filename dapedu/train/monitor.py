@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import csv
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
-from dapedu.data import collate
-from dapedu.evaluate import sequence_kl
+from dapedu.data import Record, Sequences
+from dapedu.models import score
 from dapedu.sampling import sample
 from dapedu.train.checkpoints import Run
 from dapedu.train.examples import Examples
 from dapedu.train.methods import Method, Scores
+from dapedu.train.processes import Processes
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SHOWN = ("loss", "margin", "accuracy", "chosen", "rejected", "kl", "tokens_s")  # beside the progress bar
 _BATCH = ("loss", "chosen", "rejected", "margin", "accuracy")
+_SCORED = 64  # examples read at once without gradient
+_SAMPLED = 64  # tokens of a completion that the KL is estimated on
 COLUMNS = ("step", *_BATCH, "grad_norm", "lr", "tokens_s", *(f"held_out_{name}" for name in _BATCH), "kl")
 
 
@@ -47,24 +54,28 @@ def scores_of(examples: Examples, rows: Sequence[int], logps: Tensor, reference_
     )
 
 
-def score_all(scorer: Callable[[Tensor, Tensor], Tensor], examples: Examples, device: torch.device) -> Tensor:
+def score_all(
+    scorer: Callable[..., Tensor], layout: Callable[..., Any], processes: Processes, examples: Examples
+) -> Tensor:
     """Log-probability of every completion, without gradient: what is cached of a reference.
 
     Args:
-        scorer: from input_ids and completion_mask to summed log-probabilities.
+        scorer: from a batch to summed log-probabilities.
+        layout: makes such a batch of sequences, see `dapedu.logps.layout_of`.
+        processes: which share the work.
         examples: what to score.
-        device: the scorer's.
 
     Returns:
         Nats, shape (examples, k), on the CPU.
     """
-    logps = torch.empty(len(examples), examples.k)
+    logps = torch.zeros(len(examples), examples.k)
     by_width = sorted(range(len(examples)), key=examples.widths.__getitem__)
+    batches = [by_width[first : first + _SCORED] for first in range(0, len(by_width), _SCORED)]
     with torch.no_grad():
-        for first in range(0, len(by_width), 128):
-            rows = by_width[first : first + 128]
-            logps[rows] = scorer(*collate(examples.select(rows), device=device)).view(len(rows), -1).float().cpu()
-    return logps
+        for rows in batches[processes.accelerator.process_index :: processes.number]:
+            batch = layout(examples.select(rows), device=processes.device)
+            logps[rows] = scorer(batch).view(len(rows), -1).float().cpu()
+    return processes.add(logps)
 
 
 def measure(losses: Tensor, scores: Scores) -> dict[str, float]:
@@ -94,34 +105,50 @@ def measure(losses: Tensor, scores: Scores) -> dict[str, float]:
 
 
 def evaluate_held_out(
-    scorer: Callable[[Tensor, Tensor], Tensor],
+    logps: Tensor,
     held_out: Examples,
     reference_logps: Tensor | None,
     method: Method,
     strengths: Mapping[str, float],
-    device: torch.device,
 ) -> dict[str, float]:
     """`measure` on records that are not trained on.
 
     Args:
-        scorer: as `score_all`.
+        logps: of their completions under the policy, from `score_all`.
         held_out: the records.
-        reference_logps: their completions' log-probabilities under the reference, (examples, k), or None.
+        reference_logps: of their completions under the reference, (examples, k), or None.
         method: whose loss is reported.
         strengths: its hyperparameters.
-        device: the scorer's.
 
     Returns:
         The same metrics, `held_out_` before their names.
     """
-    logps = score_all(scorer, held_out, device)
     scores = scores_of(held_out, range(len(held_out)), logps, reference_logps)
     return {f"held_out_{name}": value for name, value in measure(method.loss(scores, **strengths), scores).items()}
 
 
+def reference_of(model: PreTrainedModel | PeftModel) -> Callable[[Sequences], Tensor]:
+    """The model as it is now, to be asked for log-probabilities later: a copy, or its layers without the adapters.
+
+    Args:
+        model: about to be trained.
+
+    Returns:
+        A function like `dapedu.models.score` of the untrained model.
+    """
+    if not hasattr(model, "disable_adapter"):
+        return partial(score, copy.deepcopy(model))
+
+    def without_adapters(sequences: Sequences) -> Tensor:
+        with cast("PeftModel", model).disable_adapter():
+            return score(model, sequences)
+
+    return without_adapters
+
+
 def estimate_kl(
-    policy: PreTrainedModel,
-    reference: PreTrainedModel,
+    policy: PreTrainedModel | PeftModel,
+    reference: Callable[[Sequences], Tensor],
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     seed: int,
@@ -129,31 +156,53 @@ def estimate_kl(
     """KL(π‖π_ref) of whole completions, from one sample a prompt.
 
     Args:
-        policy, reference: models with one tokenizer.
+        policy: the model that is trained.
+        reference: from `reference_of`.
         tokenizer: theirs.
-        prompts: what to complete; one may stand there several times.
+        prompts: what to complete, see `kl_prompts`; one may stand there several times.
         seed: of the samples.
 
     Returns:
         Nats; unbiased, so it may be below 0 where the KL is small. Of completions of at most 64 tokens, or as many as
         the model can read behind the longest prompt.
     """
-    room = 64
+    room = _SAMPLED
     if (limit := getattr(policy.config, "max_position_embeddings", None)) is not None:
         heads = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
         room = min(room, limit - max(map(len, heads)))
     samples = sample(policy, tokenizer, prompts, max_new_tokens=room, seed=seed)
-    return float(sequence_kl(policy, reference, samples.sequences).mean())
+    return float((score(policy, samples.sequences) - reference(samples.sequences)).mean())
+
+
+def kl_prompts(
+    held_out: Sequence[Record], model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, number: int
+) -> list[str]:
+    """What the KL is estimated on: the held-out prompts, as often as it takes.
+
+    Args:
+        held_out: records with text.
+        model, tokenizer: what is to complete the prompts.
+        number: of prompts.
+
+    Returns:
+        Prompts that take no more than half of what the model can read; none if all do.
+    """
+    prompts = [record["prompt"] for record in held_out]
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and prompts:
+        heads = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+        prompts = [prompt for prompt, head in zip(prompts, heads, strict=True) if 2 * len(head) <= limit]
+    return list(itertools.islice(itertools.cycle(prompts), number))
 
 
 class Clock:
-    """Tokens a second since one last asked."""
+    """Tokens of the data a second, prompts counted with each completion, since one last asked."""
 
     def __init__(self) -> None:
         self.tokens, self.start = 0, time.perf_counter()
 
     def rate(self) -> float:
-        """Tokens a second, padding included; starts anew."""
+        """Tokens a second; starts anew."""
         now = time.perf_counter()
         rate = self.tokens / (now - self.start)
         self.tokens, self.start = 0, now

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from dapedu.data import Record, collate
-from dapedu.logps import model_logps
+from dapedu.data import Record, apply_chat_template
+from dapedu.logps import completion_logps, layout_of
+from dapedu.packing import Packed
 from dapedu.train.examples import Examples, batches_of_epoch, parts_of_batch
 from dapedu.train.methods import METHODS
+from dapedu.train.processes import this_process, trained
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _TIMED = 3  # batches that `plan` runs
@@ -28,7 +31,8 @@ class Settings:
 
     steps: int = 400  # optimiser steps
     batch_size: int = 32  # examples a step
-    parts: int = 2  # a batch is read in so many parts, sorted by length: saves padding, and memory
+    parts: int = 1  # a batch is read in so many parts, one after the other: saves memory, changes nothing else
+    max_length: int | None = None  # tokens of the longest sequence; prompts that are too long lose their beginning
     lr: float = 3e-4  # AdamW's, after the warm-up; falls linearly to a tenth
     warmup: int = 20  # steps in which the learning rate rises from 0
     clip: float = 1.0  # largest norm of the gradient
@@ -42,6 +46,8 @@ class Settings:
         for name in ("steps", "batch_size", "parts", "log_every", "evaluate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Settings: {name} is {getattr(self, name)}, expected at least 1")
+        if self.max_length is not None and self.max_length < 2:
+            raise ValueError(f"Settings: max_length is {self.max_length}, expected at least 2, or None")
         for name in ("warmup", "kl_samples"):
             if getattr(self, name) < 0:
                 raise ValueError(f"Settings: {name} is {getattr(self, name)}, expected at least 0")
@@ -59,10 +65,11 @@ class Plan(NamedTuple):
     examples: int
     steps: int
     epochs: float
-    tokens_per_step: float  # padding included
-    padding: float  # its share of them
+    tokens_per_step: float  # prompts counted with each completion
+    read: float  # the share of them that the model reads: a shared prompt once, padding where it cannot be avoided
     parameters: int
-    memory: int  # bytes of weights, gradients and AdamW's two moments; activations come on top
+    trained: int  # of the parameters
+    memory: int  # bytes of weights, and of gradients and AdamW's two moments where trained; activations come on top
     seconds: float  # of all steps, from a few timed ones; evaluations come on top
 
     def __str__(self) -> str:
@@ -70,8 +77,9 @@ class Plan(NamedTuple):
             (
                 f"examples     {self.examples:,}",
                 f"steps        {self.steps:,}, {self.epochs:,.2f} epochs",
-                f"tokens       {self.tokens_per_step:,.0f} a step, of which {self.padding:.1%} padding",
-                f"parameters   {self.parameters:,}",
+                f"tokens       {self.tokens_per_step:,.0f} a step; the model reads {self.read:.0%} of that, "
+                f"{'shared prompts once' if self.read <= 1 else 'in padded rectangles'}",
+                f"parameters   {self.parameters:,}, of which {self.trained:,} are trained",
                 f"memory       {self.memory / 2**20:,.0f} MiB for weights, gradients and AdamW; activations besides",
                 f"time         about {self.seconds:,.0f} s, from {_TIMED} timed steps on {_device_name()}",
             )
@@ -79,14 +87,14 @@ class Plan(NamedTuple):
 
 
 def plan(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     records: Sequence[Record],
     *,
     method: str,
     settings: Settings,
 ) -> Plan:
-    """What a run would take: counts its first epoch's tokens and times a few batches on a copy of the model.
+    """What a run would take: counts tokens and times a few steps on a copy of the model.
 
     Args:
         model: left as it is.
@@ -101,36 +109,39 @@ def plan(
     Raises:
         ValueError: a record lacks a field or is too long for the model.
     """
-    examples = Examples.of(records, METHODS[method], tokenizer)
+    records = apply_chat_template(records, tokenizer)
+    examples = Examples.of(records, METHODS[method], tokenizer, max_length=settings.max_length)
     examples.require_readable(model)
-    widths = examples.widths
-    batches = [
-        parts_of_batch(rows, widths, parts=settings.parts)
-        for rows in batches_of_epoch(len(examples), batch_size=settings.batch_size, seed=settings.seed, epoch=0)
-    ]
-    tokens = sum(len(part) * examples.k * max(widths[row] for row in part) for batch in batches for part in batch)
-    filled = sum(map(len, examples.sequences.input_ids))
-    trial = copy.deepcopy(model)
+    batches = batches_of_epoch(len(examples), batch_size=settings.batch_size, seed=settings.seed, epoch=0)
+    trial = copy.deepcopy(model).float()
     trial.to(_device())  # type: ignore[arg-type]  # transformers' decorator hides the method
-    start = 0.0
-    for number, batch in enumerate([batches[0], *batches[:_TIMED]]):  # the first one once more: it warms up
+    layout = layout_of(trial)
+    optimizer = torch.optim.AdamW(trained(trial), lr=settings.lr, fused=True)
+    start, tokens, read = 0.0, 0, 0
+    for number, rows in enumerate([batches[0], *batches[:_TIMED]]):  # the first one once more: it warms up
         if number == 1:
             start = time.perf_counter()
-        for part in batch:
-            input_ids, completion_mask = collate(examples.select(part), device=trial.device)
-            loss = model_logps(trial, input_ids=input_ids, completion_mask=completion_mask).sum()
+        optimizer.zero_grad()
+        for part in parts_of_batch(rows, examples.widths, parts=settings.parts):
+            batch = layout(examples.select(part), device=trial.device)
+            loss = completion_logps(trial, batch).sum()
             loss.backward()
             loss.item()  # waits for a GPU
+            read += _tokens_read(batch)
+        optimizer.step()
+        tokens += sum(examples.tokens[row] for row in rows)
     seconds = (time.perf_counter() - start) / min(_TIMED, len(batches)) * settings.steps
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    changed = sum(parameter.numel() for parameter in trained(model))
     return Plan(
         examples=len(examples),
         steps=settings.steps,
         epochs=settings.steps / len(batches),
-        tokens_per_step=tokens / len(batches),
-        padding=1 - filled / tokens,
+        tokens_per_step=sum(examples.tokens) / len(batches),
+        read=read / tokens,
         parameters=parameters,
-        memory=16 * parameters,
+        trained=changed,
+        memory=4 * parameters + 12 * changed,
         seconds=seconds,
     )
 
@@ -177,14 +188,16 @@ def model_card(
     )
 
 
+def _tokens_read(batch: Packed | tuple[torch.Tensor, torch.Tensor]) -> int:
+    return batch.input_ids.numel() if isinstance(batch, Packed) else batch[0].numel()
+
+
 def _listed(values: Mapping[str, object]) -> str:
     return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
 
 
 def _device() -> torch.device:
-    from accelerate import PartialState
-
-    return PartialState().device
+    return this_process().device
 
 
 def _device_name() -> str:
