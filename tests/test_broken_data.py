@@ -82,7 +82,11 @@ FILES = {
     "array of arrays": ("x.json", b"[[1], [2]]", ", record 0: a list, expected an object"),
     "long line": ("x.jsonl", line(**PAIR) + b'{"prompt": "' + b"a" * (11 << 20), ", line 2: a line of more than 10"),
     "bomb": ("x.jsonl.gz", bomb(2 << 30), ", line 1: a line of more than 10 MiB; what follows was not read"),
-    "long table": ("x.csv", b"prompt,chosen\n" + b"a" * (11 << 20), ", line 2: a line of more than 10 MiB"),
+    "long table": (
+        "x.csv",
+        b"prompt,chosen\n" + b"a" * (11 << 20),
+        ", line 2: a line of more than 10 MiB, expected one record; what follows",
+    ),
     "no header": ("x.csv", b"a,b,c\nd,e,f\n", ", line 1: no header, expected the columns' names"),
     "header twice": ("x.csv", b"prompt,chosen,chosen\na,b,c\n", ", line 1: the header has a column 'chosen' twice"),
     "too few cells": (
@@ -198,7 +202,7 @@ ROWS = [
     ("rankings", line(completions=["a", "b"], rewards=[1, 2]), "no `prompt`"),
     ("rankings", line(prompt="a", rewards=[1, 2]), "no `completions`; there are 'prompt', 'rewards'"),
     ("rankings", line(**RANKING | {"completions": None}), "`completions` is not a list of texts"),
-    ("rankings", line(**RANKING | {"completions": ["b", ""]}), "one of `completions` is empty (completions[1])"),
+    ("rankings", line(**RANKING | {"completions": ["b", " "]}), "one of `completions` is empty (completions[1])"),
     ("rankings", line(**RANKING | {"completions": ["b", "b"]}), "`completions` are all the same"),
     (
         "rankings",

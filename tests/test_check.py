@@ -78,17 +78,18 @@ def test_quantiles_are_lengths_of_texts():
 
 
 def test_tokens_and_what_must_be_cut(tokenizer):
-    """Oracle: by hand: prompt and longest completion, its end counted, are 4, 5 and 6 tokens."""
-    records = [pair("a b", "c", ""), pair("a b", "c", "d"), pair("a b c", "c", "d"), pair("a b", "c c c", "d")]
+    """Oracle: by hand: prompt and longest completion, its end counted, are 4, 6 and 5 tokens."""
+    records = [pair("a b", "c", ""), pair("a b", "c", "d"), pair("a b", "c c c", "d"), pair("a b c", "c", "d")]
     report = check_records(records, tokenizer=tokenizer, max_length=4)
     assert report.tokens["chosen"].longest == 4
     assert report.tokens["prompt"] == Lengths(2, 3, 3, 3)
-    assert report.prompts_cut == [2]
+    assert report.prompts_cut == [3]
     assert report.completions_too_long == 1
-    assert report.problems["a completion does not fit in 4 tokens"].positions == [3]
-    assert list(report.usable) == records[1:3]
-    assert [report.usable.where(0), report.usable.where(1)] == ["records[1]", "records[2]"]
-    assert check_records(records, tokenizer=tokenizer, max_length=5).prompts_cut == [3]
+    assert report.problems["a completion does not fit in 4 tokens"].positions == [2]
+    assert list(report.usable) == [records[1], records[3]]
+    assert [report.usable.where(0), report.usable.where(1)] == ["records[1]", "records[3]"]
+    assert report.forms == {"explicit prompt, text": 2}
+    assert check_records(records, tokenizer=tokenizer, max_length=5).prompts_cut == [2]
     assert check_records(records, tokenizer=tokenizer, max_length=6).prompts_cut == []
 
 

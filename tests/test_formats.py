@@ -361,6 +361,16 @@ def test_what_the_hub_says_is_one_line(raised, message, monkeypatch):
     assert "\n" not in str(error.value)
 
 
+def test_the_hub_is_not_asked_about_a_slip_of_the_pen(hub, tmp_path, monkeypatch):
+    """Oracle: nothing was asked for; a folder of the owner's name is here, or the word has a file's ending."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for name in ("runs/pairs", "owner/pairs.jsonl", "owner/pairs/train", "pairs"):
+        with pytest.raises(DataError, match=f"{name}: there is no such file"):
+            load_preferences(name)
+    assert hub == []
+
+
 def test_a_dataset_without_the_split_says_which_there_are(tmp_path):
     both = datasets.DatasetDict(train=datasets.Dataset.from_list([PAIR]), test=datasets.Dataset.from_list([PAIR]))
     both.save_to_disk(tmp_path / "both")
@@ -381,17 +391,18 @@ def test_what_is_not_installed_is_named(missing, tmp_path, monkeypatch):
             load_preferences(source)
 
 
-def test_lines_may_end_where_two_readings_of_the_file_meet(tmp_path):
-    """Oracle: three records, however the end of the first line falls about the first MiB of the file."""
-    path = tmp_path / "pairs.jsonl"
-    shell = len(json.dumps({"prompt": "", "chosen": "b", "rejected": "c"}))
-    for beyond in (-2, -1, 0, 1):
-        long = {"prompt": "a" * ((1 << 20) - shell + beyond), "chosen": "b", "rejected": "c"}
-        lines = [json.dumps(record).encode() for record in (long, PAIR, PAIR)]
-        path.write_bytes(b"\r\n".join(lines))
+@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"], ids=repr)
+def test_lines_may_end_where_two_readings_of_the_file_meet(ending, end, tmp_path, monkeypatch):
+    """Oracle: the same records in the same lines, however few bytes are read at a time."""
+    path = tmp_path / f"pairs{ending}"
+    content = end.join([*[json.dumps(PAIR).encode()] * 3, b"", json.dumps(PAIR | {"prompt": "é"}).encode()])
+    path.write_bytes(gzip.compress(content) if ending.endswith("gz") else content)
+    for size in range(1, 80):
+        monkeypatch.setattr("dapedu.data.sources._CHUNK", size)
         records = load_preferences(path)
-        assert [records.where(n)[-6:] for n in range(3)] == ["line 1", "line 2", "line 3"]
-        assert records == [long, PAIR, PAIR]
+        assert records == [PAIR] * 3 + [PAIR | {"prompt": "é"}]
+        assert [records.where(n)[-6:] for n in range(4)] == ["line 1", "line 2", "line 3", "line 5"]
 
 
 # ---- chat templates ----

@@ -161,6 +161,7 @@ def check_records(
     if max_length is not None and (tokenizer is None or max_length < 2):
         raise ValueError(f"check_records: max_length is {max_length}, expected at least 2, and a tokenizer beside it")
     opened = open_rows(source, split)
+    beside = None if held_out is None else open_rows(held_out, split)
     kind, rows = (kind, opened.rows) if kind else _guessed(opened)
     survey = _Survey(opened, kind)
     survey.read(_with_bar(rows, opened.name, progress), tokenizer)
@@ -186,12 +187,12 @@ def check_records(
         repeated_records=_repeated(map(_key, records), positions),
         repeated_prompts=_repeated((_key(record["prompt"]) for record in records), positions),
         contradictions=_contradictions(records, positions) if kind == "preferences" else [],
-        equal_rewards=[p for r, p in zip(records, positions, strict=True) if len(set(r.get("rewards", (0, 1)))) == 1],
+        equal_rewards=_equal_rewards(records, positions) if kind == "rankings" else [],
         max_length=max_length,
         prompts_cut=cut,
         completions_too_long=too_long,
-        held_out=None if held_out is None else open_rows(held_out, split).name,
-        shared_prompts=[] if held_out is None else _shared(records, positions, open_rows(held_out, split)),
+        held_out=None if beside is None else beside.name,
+        shared_prompts=[] if beside is None else _shared(records, positions, beside),
     )
 
 
@@ -353,6 +354,10 @@ def _contradictions(records: Sequence[Record], positions: Sequence[int]) -> list
             pairs.append((position, seen[prompt, rejected, chosen]))
         seen.setdefault((prompt, chosen, rejected), position)
     return pairs
+
+
+def _equal_rewards(records: Sequence[Record], positions: Sequence[int]) -> list[int]:
+    return [p for record, p in zip(records, positions, strict=True) if len(set(record["rewards"])) == 1]
 
 
 def _shared(records: Sequence[Record], positions: Sequence[int], held_out: Source) -> list[tuple[int, int]]:

@@ -27,6 +27,7 @@ _CHUNK = 1 << 20  # bytes
 _LONGEST = 10 << 20  # bytes of a line
 _GIVE_UP = 64 << 20  # bytes: a longer line is not even skipped
 _BATCH = 1000  # rows
+_UNREAD = "; what follows was not read"
 
 
 class DataError(ValueError):
@@ -38,7 +39,7 @@ class RowError(Exception):
 
     def __init__(self, kind: str, detail: str = "") -> None:
         super().__init__(kind + detail)
-        self.kind = kind
+        self.kind, self.detail = kind, detail
 
 
 class Source(NamedTuple):
@@ -179,7 +180,7 @@ def _lines(file: BinaryIO, *, compressed: bool = False) -> Iterator[tuple[int, b
         if dropped + len(rest) > _LONGEST:
             dropped, rest = dropped + len(rest), b""
         if dropped > _GIVE_UP:
-            yield number + 1, _too_long("; what follows was not read")
+            yield number + 1, _too_long(_UNREAD)
             return
     if rest or dropped:
         yield number + 1, _too_long() if dropped else rest
@@ -271,11 +272,11 @@ def _table_rows(file: BinaryIO, name: str) -> Iterator[tuple[int, Any]]:
         try:
             cells = next(table, None)
         except csv.Error as error:
-            row = RowError("not CSV", f" ({one_line(error)}); what follows was not read")
-            yield number, row
+            yield number, RowError("not CSV", f" ({one_line(error)}){_UNREAD}")
             return
         except RowError as error:
-            yield max(number, table.line_num + 1), error
+            number = max(number, table.line_num + 1)
+            yield number, RowError(error.kind, error.detail.removesuffix(_UNREAD) + _UNREAD)
             return
         if cells is None:
             return
@@ -309,9 +310,9 @@ def _cell(column: str, text: str) -> Any:
 # ---- columns ----
 
 
-def _needs(name: str, package: str) -> NoReturn:
+def _needs(name: str, package: str, before: str = "") -> NoReturn:
     raise DataError(
-        f"{name}: reading it needs {package}: pip install 'dapedu[data]'; in a copy of the project: "
+        f"{name}: {before}reading it needs {package}: pip install 'dapedu[data]'; in a copy of the project: "
         "pip install '.[data]'"
     ) from None
 
@@ -399,11 +400,13 @@ def _from_folder(path: Path, name: str, split: str) -> Source:
 def _from_hub(name: str, split: str) -> Source:
     if not _HUB_NAME.fullmatch(name) or name.lower().endswith((*_ENDINGS, ".gz")):
         raise DataError(f"{name}: there is no such file")
+    repository, _, config = name.partition(":")
+    if (folder := Path(repository).parent).is_dir():  # a slip of the pen, which the hub need not be asked about
+        raise DataError(f"{name}: there is no such file, nor folder, in the folder {folder}")
     try:
         import datasets
     except ModuleNotFoundError:
-        _needs(name, "datasets")
-    repository, _, config = name.partition(":")
+        _needs(name, "datasets", "there is no such file; if a dataset on the hub is meant, ")
     try:
         dataset = datasets.load_dataset(repository, config or None, split=split)
     except FileNotFoundError:  # datasets' own errors of this sort among them

@@ -117,7 +117,9 @@ def load_model(name: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
             tokenizer = _read_tokenizer(source if has_tokenizer(source) else base)
             model = merged(source, _read_language_model(base))
         else:
-            tokenizer = _read_tokenizer(source)
+            read_config(source)
+            check_weights(source)
+            tokenizer = _read_tokenizer(source)  # before the weights, which may take minutes
             model = _read_language_model(source)
         _check_vocabulary(source, model, tokenizer)
     return model.eval(), tokenizer

@@ -238,7 +238,7 @@ def _train(
             mine, share = processes.share(rows)
             optimizer.zero_grad()
             for group in optimizer.param_groups:
-                group["lr"] = _learning_rate(settings, step)
+                group["lr"] = learning_rate(settings, step)
             losses, scores = [], []
             parts = parts_of_batch(mine, training.widths, parts=settings.parts)
             for part in parts:
@@ -261,7 +261,7 @@ def _train(
             evaluate = (held_out or metrics) and (step % settings.evaluate_every == 0 or last)
             if evaluate or last or step % settings.log_every == 0:
                 record = processes.together(measure(torch.cat(losses), _joined(scores)), share)
-                record |= {"grad_norm": float(grad_norm), "lr": _learning_rate(settings, step)}
+                record |= {"grad_norm": float(grad_norm), "lr": learning_rate(settings, step)}
                 record |= {"tokens_s": clock.rate()}
                 if evaluate and held_out:
                     record |= evaluate_held_out(score(held_out), held_out, held_out_reference, method, strengths)
@@ -307,7 +307,7 @@ def _batches(examples: Examples, settings: Settings, *, skip: int) -> Iterator[l
         yield from batches[skip % each if epoch == skip // each else 0 :]
 
 
-def _learning_rate(settings: Settings, step: int) -> float:
+def learning_rate(settings: Settings, step: int) -> float:
     """A rise from 0, then a straight line to a tenth; steps are counted from 1."""
     rise = min(1.0, step / settings.warmup) if settings.warmup else 1.0
     return settings.lr * rise * (1 - 0.9 * (step - 1) / settings.steps)
