@@ -1,4 +1,4 @@
-"""Sequences laid end to end in one row, so that a model reads no padding, and a shared prompt only once.
+"""Sequences laid end to end in one row, so that a model reads no padding, and a common beginning only once.
 
 In a rectangle of sequences a third of the tokens may be padding, and a pair's prompt stands there twice. But every
 layer except attention treats tokens one by one: it can as well read one long row. Attention alone must know which
@@ -33,7 +33,7 @@ _RECTANGLES = 4  # at most; more of them save cells, and cost calls
 
 @dataclass(frozen=True)
 class Packed:
-    """A batch as one row of tokens. A prompt that consecutive sequences share stands there once."""
+    """A batch as one row of tokens. What several sequences begin with stands there once."""
 
     input_ids: Tensor  # (1, tokens)
     position_ids: Tensor  # (1, tokens), of each token in its own sequence
@@ -58,7 +58,11 @@ class Packed:
 
 
 def pack(sequences: Sequences, *, device: torch.device | str = "cpu") -> Packed:
-    """Lay sequences end to end.
+    """Lay sequences end to end, what several begin with only once.
+
+    Under causal attention a token's state depends on what stands before it alone: sequences with a common beginning, be
+    it a pair's prompt, a system prompt or the first words of two completions, have the same states there. Sorted,
+    those with the longest common beginnings are neighbours.
 
     A sequence's last token predicts nothing that is scored, so it is a target only.
 
@@ -67,26 +71,26 @@ def pack(sequences: Sequences, *, device: torch.device | str = "cpu") -> Packed:
         device: where to put it.
 
     Returns:
-        `Packed`. A prompt is shared by the sequences next to each other that begin with it.
+        `Packed`.
     """
     starts = sequences.prompt_lengths
-    inputs = [np.array(ids[:-1]) for ids in sequences.input_ids]
-    tokens, positions, places = [], [], []
-    end, prompt, prompt_places = 0, None, np.arange(0)
-    for ids, inner, start in zip(sequences.input_ids, inputs, starts, strict=True):
-        shares = ids[:start] == prompt and len(inner) >= start
-        first = start if shares else 0
-        own = np.arange(end, end + len(inner) - first)
-        places.append(np.concatenate([prompt_places, own]) if shares else own)
-        if not shares:
-            # An empty completion leaves its prompt without the last token, which predicts nothing then.
-            prompt, prompt_places = (ids[:start], own[:start]) if len(inner) >= start else (None, own)
-        tokens.append(inner[first:])
-        positions.append(np.arange(first, len(inner)))
+    tokens, positions = [], []
+    places: dict[int, np.ndarray] = {}  # by sequence: where in the row its tokens stand
+    end, before, before_places = 0, np.arange(0), np.arange(0)
+    for row in sorted(range(len(sequences)), key=sequences.input_ids.__getitem__):
+        inner = np.array(sequences.input_ids[row][:-1])
+        shorter = min(len(before), len(inner))
+        differs = before[:shorter] != inner[:shorter]
+        shared = int(differs.argmax()) if differs.any() else shorter
+        own = np.arange(end, end + len(inner) - shared)
+        before, before_places = inner, np.concatenate([before_places[:shared], own])
+        places[row] = before_places
+        tokens.append(inner[shared:])
+        positions.append(np.arange(shared, len(inner)))
         end += len(own)
 
     rectangles, cells, offset = [], np.zeros(end, dtype=np.int64), 0
-    for rows in _alike([len(row) for row in places]):
+    for rows in _alike([len(places[row]) for row in range(len(sequences))]):
         width = max(len(places[row]) for row in rows)
         rectangle = np.zeros((len(rows), width), dtype=np.int64)
         for number, row in enumerate(rows):
@@ -101,9 +105,7 @@ def pack(sequences: Sequences, *, device: torch.device | str = "cpu") -> Packed:
         position_ids=torch.from_numpy(np.concatenate(positions))[None],
         rectangles=tuple(map(torch.from_numpy, rectangles)),
         cells=torch.from_numpy(cells),
-        predictors=torch.from_numpy(
-            np.concatenate([row[start - 1 :] for row, start in zip(places, starts, strict=True)])
-        ),
+        predictors=torch.from_numpy(np.concatenate([places[row][start - 1 :] for row, start in enumerate(starts)])),
         targets=torch.tensor([t for ids, start in zip(sequences.input_ids, starts, strict=True) for t in ids[start:]]),
         owners=torch.from_numpy(np.repeat(np.arange(len(sequences)), scored)),
         n=len(sequences),

@@ -86,17 +86,17 @@ def model():
 
 
 def test_a_packed_row_by_hand():
-    """Oracle: positions counted on paper; two completions behind one prompt of two, and a sequence of its own."""
+    """Oracle: places counted on paper; a shared prompt of two tokens, the first of which begins a third sequence too."""
     batch = pack(Sequences([[5, 6, 7, 1], [5, 6, 8, 9, 1], [5, 1]], [2, 2, 1]))
-    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9, 5]]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 2, 3, 0]]
-    assert batch.predictors.tolist() == [1, 2, 1, 3, 4, 5]
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 2, 3]]
+    assert batch.predictors.tolist() == [1, 2, 1, 3, 4, 0]
     assert batch.targets.tolist() == [7, 1, 8, 9, 1, 1]
     assert batch.owners.tolist() == [0, 0, 1, 1, 1, 2]
     rows = {tuple(row) for rectangle in batch.rectangles for row in rectangle.tolist()}
-    assert rows == {(5,), (0, 1, 2), (0, 1, 3, 4)}
+    assert rows == {(0,), (0, 1, 2), (0, 1, 3, 4)}
     cells = torch.cat([rectangle.flatten() for rectangle in batch.rectangles])
-    assert cells[batch.cells].tolist() == list(range(6))  # each token's output is its own
+    assert cells[batch.cells].tolist() == list(range(5))  # each token's output is its own
 
 
 @pytest.mark.parametrize("layout", [pack, collate])

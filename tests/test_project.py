@@ -166,7 +166,9 @@ def public_functions() -> list:
         function
         for module in (losses, logps)
         for name, function in inspect.getmembers(module, inspect.isfunction)
-        if function.__module__ == module.__name__ and not name.startswith("_")
+        if function.__module__ == module.__name__
+        and not name.startswith("_")
+        and inspect.signature(function).return_annotation == "Tensor"
     ]
 
 

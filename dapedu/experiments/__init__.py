@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dapedu.experiments import bandit, enumerable, noise, objective, reviews, units
+from dapedu.experiments import bandit, enumerable, noise, objective, reviews, throughput, units
 from dapedu.experiments.units import RESULTS
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
@@ -40,6 +40,7 @@ EXPERIMENTS: dict[str, Callable[..., dict[str, Any]]] = {
         reviews.reviews_overoptimisation,
         reviews.reviews_gap,
         reviews.reviews_noise,
+        throughput.throughput,
     )
 }
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from dapedu.data import Sequences, collate
-from dapedu.logps import sequence_logps
 from dapedu.losses import dpo_loss
 from dapedu.packing import Packed, pack
 
@@ -97,8 +96,6 @@ class _Step(nn.Module):
         self.model, self.reference_logps = model, reference_logps
 
     def forward(self, batch: Packed | tuple[Tensor, Tensor]) -> Tensor:
-        from dapedu.logps import completion_logps
-
         logps = completion_logps(self.model, batch).view(-1, 2)
         reference = self.reference_logps.view(-1, 2)
         return dpo_loss(

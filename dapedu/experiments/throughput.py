@@ -37,11 +37,21 @@ TRAINERS = ("dapedu", "TRL, precomputed", "TRL")  # TRL's default scores the ref
 _BETA = 0.5
 
 
+# Words at these quantiles of hh-rlhf's harmless-base test split: lengths as people's dialogues have them.
+_QUANTILES = (0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
+_WORDS = {
+    "prompt": (4, 11, 21, 64, 118, 197, 406),
+    "chosen": (1, 6, 11, 21, 41, 70, 144),
+    "rejected": (1, 7, 13, 27, 51, 84, 193),
+}
+
+
 class Case(NamedTuple):
-    """One run: who trains what, on how many threads, in which order."""
+    """One run: who trains on what, on how many threads, in which order."""
 
     trainer: str
     folder: str  # of the starting model
+    data: str  # "reviews", or "dialogues": nonsense of the lengths that people's dialogues have
     threads: int
     pairs: int
     steps: int
@@ -52,8 +62,8 @@ class Case(NamedTuple):
 def throughput(
     *,
     size: str = "small",
-    pairs: int = 1024,
-    steps: int = 64,
+    pairs: Sequence[tuple[str, int]] = (("reviews", 512), ("dialogues", 128)),
+    epochs: int = 2,
     threads: Sequence[int] = (1, 2),
     repeats: int = 3,
     seeds: int = 5,
@@ -61,23 +71,30 @@ def throughput(
     """Seconds from records to trained weights, dapedu beside TRL: the same batches, then as a user runs them."""
     with TemporaryDirectory() as folder:
         tokenizer = reviews.make_tokenizer()
-        model = tiny_gpt2(size, vocab_size=len(tokenizer), n_positions=64, pad_token_id=0, eos_token_id=1)
+        model = tiny_gpt2(size, vocab_size=len(tokenizer), n_positions=640, pad_token_id=0, eos_token_id=1)
         save_model(model, tokenizer, Path(folder) / "start", card="Random weights.\n")
 
-        def rounds(n_threads: int, order_seeds: Sequence[int], *, own_order: bool) -> list[list[dict[str, Any]]]:
-            return [
-                [_alone(_run, Case(name, folder, n_threads, pairs, steps, seed, own_order)) for name in TRAINERS]
-                for seed in order_seeds
-            ]
+        def case(data: str, **changes: Any) -> Case:
+            n = dict(pairs)[data]
+            steps = epochs * n // Settings().batch_size
+            return Case("dapedu", folder, data, 1, n, steps, 0, False)._replace(**changes)
 
-        same = {n: rounds(n, [0] * repeats, own_order=False) for n in threads}
-        own = rounds(1, range(seeds), own_order=True)
-        operations = _alone(_operations, Case("dapedu", folder, 1, pairs, steps, 0, False))
+        def rounds(cases: Sequence[Case]) -> list[list[dict[str, Any]]]:
+            return [[_alone(_run, one._replace(trainer=name)) for name in TRAINERS] for one in cases]
+
+        operations = {data: _alone(_operations, case(data)) for data, _ in pairs}
+        same = {
+            f"{data}, {n} thread{'s' if n > 1 else ''}": _summary(
+                rounds([case(data, threads=n)] * repeats), operations[data]
+            )
+            for data, _ in pairs
+            for n in threads
+        }
+        own = rounds([case("reviews", seed=seed, own_order=True) for seed in range(seeds)])
     return {
-        "same batches": {f"{n} threads": _summary(runs, operations) for n, runs in same.items()},
-        "as a user runs it": _summary(own, operations) | {"held out": _held_out(own)},
-        "operations": operations,  # multiplications and additions of matrix products, attention left out
-        "tokens": own[0][0]["tokens"],  # of all steps, prompts counted with each completion
+        "same batches": same,
+        "as a user runs it": _summary(own, operations["reviews"]) | {"held out": _held_out(own)},
+        "operations": operations,  # multiplications and additions of dapedu's matrix products, its whole run
     }
 
 
@@ -134,7 +151,7 @@ def _run(case: Case) -> dict[str, Any]:
     torch.set_num_threads(case.threads)
     train = _train_here if case.trainer == "dapedu" else _in_silence(_train_trl)
     model, tokenizer = load_model(Path(case.folder) / "start")
-    records = load_preferences(RESULTS.parent / "reviews" / "preferences.jsonl")[: case.pairs]
+    records = _records(case)
     train(model, tokenizer, records[:64], case._replace(pairs=64, steps=2))  # not timed: what is done once
     model, tokenizer = load_model(Path(case.folder) / "start")
     start = time.perf_counter()
@@ -145,7 +162,6 @@ def _run(case: Case) -> dict[str, Any]:
         "matmul_rate": _matmul_rate(),
         "held_out": _measured(model, tokenizer, case),
         "weights": {name: parameter.detach().numpy() for name, parameter in model.named_parameters()},
-        "tokens": _tokens(records, tokenizer, case),
     }
 
 
@@ -265,10 +281,23 @@ def _operations(case: Case) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     model, tokenizer = load_model(Path(case.folder) / "start")
-    records = load_preferences(RESULTS.parent / "reviews" / "preferences.jsonl")[: case.pairs]
-    with FlopCounterMode(display=False) as counter:
+    records = _records(case)
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    counted = {attention: _attention, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward}
+    with FlopCounterMode(display=False, custom_mapping=counted) as counter:
         _train_here(model, tokenizer, records, case)
     return counter.get_total_flops()
+
+
+def _attention(query: Sequence[int], key: Sequence[int], *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """Two products as they are run, padding included; causality needs half."""
+    rows, heads, tokens, width = query
+    return 2 * (2 * rows * heads * tokens * key[2] * width) // 2
+
+
+def _backward(gradient: Any, query: Sequence[int], key: Sequence[int], *_: Any, **__: Any) -> int:
+    """Five products: the scores once more, and four gradients."""
+    return _attention(query, key) // 2 * 5
 
 
 def _measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, case: Case) -> dict[str, float]:
@@ -285,12 +314,14 @@ def _measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, case: 
     return {name: found[name] for name in ("loss", "margin", "accuracy")}
 
 
-def _tokens(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, case: Case) -> int:
-    examples = Examples.of(records, METHODS["dpo"], tokenizer)
-    settings = _settings(case)
-    epochs = itertools.count()
-    batches = itertools.chain.from_iterable(
-        batches_of_epoch(len(records), batch_size=settings.batch_size, seed=settings.seed, epoch=epoch)
-        for epoch in epochs
-    )
-    return sum(examples.tokens[row] for rows in itertools.islice(batches, settings.steps) for row in rows)
+def _records(case: Case) -> list[Record]:
+    if case.data == "reviews":
+        return load_preferences(RESULTS.parent / "reviews" / "preferences.jsonl")[: case.pairs]
+    generator = np.random.default_rng(0)
+    vocabulary = sorted(filter(str.isalpha, reviews.make_tokenizer().get_vocab()))  # get_vocab has no order
+
+    def text(field: str) -> str:
+        n = round(float(np.interp(generator.random(), _QUANTILES, _WORDS[field])))
+        return " ".join(generator.choice(vocabulary, n))
+
+    return [{field: text(field) for field in _WORDS} for _ in range(case.pairs)]
