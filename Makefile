@@ -6,13 +6,13 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv book test check lint lab notebooks results clean render unit
+.PHONY: help venv book test check lint lab notebooks results gpu-check clean render unit
 
 NOTEBOOKS := $(wildcard book/*.ipynb)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(BIN)/.installed node_modules/.installed ## make .venv with the pinned packages (minutes, once)
 
@@ -52,12 +52,16 @@ notebooks: venv ## re-execute every notebook in place
 results: venv ## recompute data/results/ (the many-seed runs; hours)
 	dapedu reproduce --all
 
+gpu-check: venv ## on a machine with CUDA: the GPU tests, and data/results/throughput_gpu.json (minutes)
+	python -m pytest tests -m gpu -q
+	python -m dapedu.experiments.gpu
+
 clean: ## remove what was rendered and cached (not .venv)
 	rm -rf _build .pytest_cache .ruff_cache .mypy_cache
 	find dapedu tests book -name __pycache__ -prune -exec rm -rf {} +
 
 unit:
-	OMP_NUM_THREADS=1 python -m pytest tests -m "not browser" -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest tests -m "not browser and not gpu" -q -n 2 --dist loadfile
 
 # From scratch each time, which takes seconds: Sphinx warns about a page only when it reads it anew, so a
 # second run would pass on the first one's mistake, and pages of removed chapters would linger.

@@ -102,7 +102,7 @@ def mean_logps(*, logits: Tensor, input_ids: Tensor, completion_mask: Tensor) ->
     return sums / lengths
 
 
-def completion_logps(model: PreTrainedModel | PeftModel, batch: Packed | tuple[Tensor, Tensor]) -> Tensor:
+def model_logps(model: PreTrainedModel | PeftModel, batch: Packed | tuple[Tensor, Tensor]) -> Tensor:
     """Log-probability of each whole completion under a model, with a gradient.
 
     Args:
@@ -148,9 +148,9 @@ def layout_of(model: PreTrainedModel | PeftModel) -> Callable[..., Packed | tupl
     sequences = Sequences(ids.tolist(), [3, 3, 3])
     tolerance = 1e-3 if inner.dtype == torch.float32 else 0.1  # nats
     with torch.no_grad():
-        expected = completion_logps(model, collate(sequences, device=inner.device))
+        expected = model_logps(model, collate(sequences, device=inner.device))
         try:
-            actual = completion_logps(model, pack(sequences, device=inner.device))
+            actual = model_logps(model, pack(sequences, device=inner.device))
         except OtherAttentionError:
             return collate
     return pack if (actual - expected).abs().max() < tolerance else collate

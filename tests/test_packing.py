@@ -19,13 +19,13 @@ from transformers import (
 )
 
 from dapedu.data import Sequences, collate
-from dapedu.logps import completion_logps, layout_of
+from dapedu.logps import layout_of, model_logps
 from dapedu.models import add_lora, score
 from dapedu.packing import pack
 from tests.words import opinionated
 
 VOCABULARY = 40
-# Three completions of one prompt, one of another, a prompt of one token, an empty completion, and the first prompt anew.
+# Three completions of one prompt, one of its beginning, a prompt of one token, no completion, the first prompt anew.
 PROMPT = [3, 4, 5, 6]
 SEQUENCES = Sequences(
     [
@@ -86,7 +86,7 @@ def model():
 
 
 def test_a_packed_row_by_hand():
-    """Oracle: places counted on paper; a shared prompt of two tokens, the first of which begins a third sequence too."""
+    """Oracle: places counted on paper; a shared prompt of two tokens, the first of which begins a third one too."""
     batch = pack(Sequences([[5, 6, 7, 1], [5, 6, 8, 9, 1], [5, 1]], [2, 2, 1]))
     assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 2, 3]]
@@ -103,7 +103,7 @@ def test_a_packed_row_by_hand():
 def test_every_layout_gives_what_a_sequence_has_alone(layout, model):
     """Oracle: `alone`; and its gradient, by a backward pass through each."""
     weights = torch.linspace(-1, 1, len(SEQUENCES))
-    expected, actual = alone(model), completion_logps(model, layout(SEQUENCES))
+    expected, actual = alone(model), model_logps(model, layout(SEQUENCES))
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
     assert actual[5] == 0
     gradients = [torch.autograd.grad((weights * logps).sum(), list(model.parameters())) for logps in (expected, actual)]
@@ -124,7 +124,7 @@ def test_logits_are_made_at_scored_tokens_only(model):
     """Oracle: rows that the output layer sees, counted: one a completion token."""
     rows = []
     model.lm_head.register_forward_hook(lambda module, inputs, output: rows.append(tuple(output.shape)))
-    completion_logps(model, pack(SEQUENCES))
+    model_logps(model, pack(SEQUENCES))
     assert rows == [(int(SEQUENCES.lengths.sum()), VOCABULARY)]
 
 
@@ -147,10 +147,10 @@ def test_the_model_attends_as_before_afterwards(model):
     """Oracle: its own implementation, also after an error in the middle; `alone` is the same number."""
     before = model.config._attn_implementation
     expected = alone(model).detach()
-    completion_logps(model, pack(SEQUENCES))
+    model_logps(model, pack(SEQUENCES))
     handle = model.transformer.h[1].register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        completion_logps(model, pack(SEQUENCES))
+        model_logps(model, pack(SEQUENCES))
     handle.remove()
     assert model.config._attn_implementation == before
     torch.testing.assert_close(alone(model).detach(), expected, rtol=0, atol=0)

@@ -210,14 +210,14 @@ def test_the_learning_rate_by_hand(model, tokenizer):
 def test_the_reference_is_asked_once(model, tokenizer, monkeypatch):
     """Oracle: texts that pass through the model, counted: with gradient those of the batches, without one all once."""
     seen = {True: 0, False: 0}
-    read = loop.completion_logps
+    read = loop.model_logps
 
     def count(model, batch) -> torch.Tensor:
         logps = read(model, batch)
         seen[torch.is_grad_enabled()] += len(logps)
         return logps
 
-    monkeypatch.setattr(loop, "completion_logps", count)
+    monkeypatch.setattr(loop, "model_logps", count)
     go(model, tokenizer, "dpo", steps=20, batch_size=8)
     assert seen == {True: 20 * 8 * 2, False: 40 * 2}
     go(model, tokenizer, "click", steps=5, batch_size=8)  # has no reference

@@ -58,7 +58,20 @@ def run(name: str, *, jobs: int = 1) -> Path:
     Raises:
         ValueError: there is no such experiment; the message lists them.
     """
-    function = EXPERIMENTS[_checked("run", name)]
+    return store(name, EXPERIMENTS[_checked("run", name)], jobs=jobs)
+
+
+def store(name: str, function: Callable[..., dict[str, Any]], *, jobs: int = 1) -> Path:
+    """Call an experiment's function and write its result file.
+
+    Args:
+        name: the file's.
+        function: returns the numbers; its keywords' defaults are its settings.
+        jobs: as `run`.
+
+    Returns:
+        The file written.
+    """
     start = time.perf_counter()
     with units.parallel(jobs) as spent_before:
         results = function()

@@ -1,10 +1,11 @@
 """How fast one training step of DPO is on a GPU, and what memory it takes: eager, compiled, as a CUDA graph; bfloat16.
 
-Needs CUDA and is started by `make gpu-check`; on the CPU it runs too, but there its numbers say nothing.
+`make gpu-check` runs it. On the CPU its numbers would say nothing, but a test runs it there to see that it runs.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dapedu.data import Sequences, collate
+from dapedu.logps import model_logps
 from dapedu.losses import dpo_loss
 from dapedu.packing import Packed, pack
 
@@ -23,7 +25,8 @@ SHAPES = {  # width, depth, heads, vocabulary, tokens of prompt and of completio
     "tiny GPT-2": (128, 4, 4, 341, 8, 24, 32),
     "GPT-2 small": (768, 12, 12, 50_257, 128, 128, 16),
 }
-WAYS = ("eager", "compiled", "CUDA graph")
+_MODES = {"compiled": "default", "CUDA graph": "reduce-overhead"}  # torch.compile's
+WAYS = ("eager", *_MODES)
 
 
 def throughput_gpu(
@@ -85,9 +88,6 @@ def _measured(
     }
 
 
-_MODES = {"compiled": "default", "CUDA graph": "reduce-overhead"}
-
-
 class _Step(nn.Module):
     """What is compiled: from a batch to DPO's mean loss."""
 
@@ -96,7 +96,7 @@ class _Step(nn.Module):
         self.model, self.reference_logps = model, reference_logps
 
     def forward(self, batch: Packed | tuple[Tensor, Tensor]) -> Tensor:
-        logps = completion_logps(self.model, batch).view(-1, 2)
+        logps = model_logps(self.model, batch).view(-1, 2)
         reference = self.reference_logps.view(-1, 2)
         return dpo_loss(
             policy_chosen_logps=logps[:, 0],
@@ -128,3 +128,23 @@ def _setting(shape: str, device: torch.device) -> tuple[PreTrainedModel, Sequenc
     torch.manual_seed(0)
     model = GPT2LMHeadModel(config).eval()
     return model.to(device), Sequences(ids.tolist(), [prompt] * len(ids))  # type: ignore[arg-type]
+
+
+def main() -> int:
+    """`python -m dapedu.experiments.gpu`: write data/results/throughput_gpu.json, with the card's name in it.
+
+    Returns:
+        The exit status: 1 where there is no GPU.
+    """
+    if not torch.cuda.is_available():
+        print("no CUDA device here: nothing was measured", file=sys.stderr)
+        return 1
+    from dapedu.experiments import store
+
+    path = store("throughput_gpu", throughput_gpu)
+    print(f"wrote {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

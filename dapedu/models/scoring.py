@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dapedu.data import Sequences
-from dapedu.logps import completion_logps, layout_of
+from dapedu.logps import layout_of, model_logps
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -59,5 +59,5 @@ def score(model: PreTrainedModel | PeftModel, sequences: Sequences, *, batch_siz
     with evaluating(model):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            logps[rows] = completion_logps(model, layout(sequences.select(rows), device=model.device)).cpu()
+            logps[rows] = model_logps(model, layout(sequences.select(rows), device=model.device)).cpu()
     return logps

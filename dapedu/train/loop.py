@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dapedu.data import Record, apply_chat_template
-from dapedu.logps import completion_logps, layout_of
+from dapedu.logps import layout_of, model_logps
 from dapedu.models import save_model
 from dapedu.packing import Packed
 from dapedu.train.checkpoints import Run
@@ -290,7 +290,7 @@ class _Scorer(nn.Module):
 
     def forward(self, batch: Packed | tuple[Tensor, Tensor]) -> Tensor:
         """Log-probability of each completion, (sequences,)."""
-        return completion_logps(self.model, batch)
+        return model_logps(self.model, batch)
 
 
 def _joined(parts: Sequence[Scores]) -> Scores:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from dapedu.data import Record, apply_chat_template
-from dapedu.logps import completion_logps, layout_of
+from dapedu.logps import layout_of, model_logps
 from dapedu.packing import Packed
 from dapedu.train.examples import Examples, batches_of_epoch, parts_of_batch
 from dapedu.train.methods import METHODS
@@ -124,7 +124,7 @@ def plan(
         optimizer.zero_grad()
         for part in parts_of_batch(rows, examples.widths, parts=settings.parts):
             batch = layout(examples.select(part), device=trial.device)
-            loss = completion_logps(trial, batch).sum()
+            loss = model_logps(trial, batch).sum()
             loss.backward()
             loss.item()  # waits for a GPU
             read += _tokens_read(batch)
