@@ -239,15 +239,15 @@ def test_the_models_folder_and_its_card(model, tokenizer, tmp_path):
 
 
 def test_a_plan_by_hand(model, tokenizer):
-    """Oracle: four pairs of 4 + 3 or 7 + 3 tokens in two parts, each of which reads their prompt once and no ends;
-    4 · 4 bytes a parameter."""
+    """Oracle: four pairs of 4 + 3 or 7 + 3 tokens in two parts, of like pairs, which are read once: a, b b and d, then
+    a, b b b b b and d; 4 · 4 bytes a parameter."""
     short, long = ({"prompt": "a", "chosen": c, "rejected": "d"} for c in ("b b", "b b b b b"))
     before = copy.deepcopy(model)
     settings = Settings(steps=10, batch_size=4, parts=2)
     planned = plan(model, tokenizer, [short, long, short, long], method="dpo", settings=settings)
     assert (planned.examples, planned.steps, planned.epochs) == (4, 10, 10.0)
     assert planned.tokens_per_step == 2 * (4 + 3) + 2 * (7 + 3)
-    assert planned.read == pytest.approx((1 + 2 * (2 + 1) + 1 + 2 * (5 + 1)) / 34)
+    assert planned.read == pytest.approx((1 + 2 + 1 + 1 + 5 + 1) / 34)
     assert planned.trained == planned.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert planned.memory == 16 * planned.parameters
     assert 0 < planned.seconds < 60
