@@ -25,7 +25,7 @@ from dapedu.data import Sequences
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 _NAME = "dapedu_packed"  # in transformers' table of attention functions
 _RECTANGLES = 4  # at most; more of them save cells, and cost calls
@@ -67,13 +67,19 @@ def pack(sequences: Sequences, *, device: torch.device | str = "cpu") -> Packed:
     A sequence's last token predicts nothing that is scored, so it is a target only.
 
     Args:
-        sequences: a batch, at least one sequence; every prompt has a token.
+        sequences: a batch, at least one sequence.
         device: where to put it.
 
     Returns:
         `Packed`.
+
+    Raises:
+        ValueError: a prompt has no tokens.
     """
     starts = sequences.prompt_lengths
+    if not all(starts):
+        empty = starts.index(0)
+        raise ValueError(f"pack: prompt {empty} has no tokens; nothing would predict its completion's first one")
     tokens, positions = [], []
     places: dict[int, np.ndarray] = {}  # by sequence: where in the row its tokens stand
     end, before, before_places = 0, np.arange(0), np.arange(0)
@@ -122,14 +128,18 @@ def hidden_states(model: PreTrainedModel | PeftModel, batch: Packed) -> Tensor:
     Returns:
         Shape (tokens, width of the model).
     """
-    inner = without_adapters(model)
+    inner = unwrapped(model)
+    if inner.training and getattr(inner, "is_activation_checkpointing", False):
+        raise OtherAttentionError("layers are read again in the backward pass, when the row is forgotten")
+    if inner.base_model is inner:
+        raise OtherAttentionError("the model is not a transformer with an output layer on top")
     with _packed_attention(inner, batch):
         return inner.base_model(
             input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
         ).last_hidden_state[0]
 
 
-def without_adapters(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+def unwrapped(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The model inside peft's wrapper, whose layers still have their adapters; any other model is returned as it is.
 
     Args:
@@ -144,7 +154,7 @@ def without_adapters(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 
 
 class OtherAttentionError(Exception):
-    """A model asks of its attention what cannot be done in a packed row."""
+    """A model asks for what cannot be done in a packed row."""
 
 
 _BATCH: ContextVar[Packed] = ContextVar("_BATCH")
@@ -180,8 +190,8 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """Causal attention inside each sequence; query (1, heads, tokens, head width), key and value with as many heads
     or fewer."""
-    if softcap is not None or s_aux is not None:
-        raise OtherAttentionError
+    if softcap is not None or s_aux is not None or _has_other_mask(module, sliding_window):
+        raise OtherAttentionError(f"{type(module).__name__} attends in its own way")
     batch = _BATCH.get()
     outputs = []
     # (tokens, heads · head width): one row a token, so that a rectangle is one gather.
@@ -202,6 +212,15 @@ def _attend(
         outputs.append(attended.transpose(1, 2).flatten(2).flatten(0, 1))  # (cells, heads · head width)
     chosen = torch.cat(outputs).index_select(0, batch.cells)
     return chosen.view(1, query.shape[2], query.shape[1], -1), None
+
+
+def _has_other_mask(module: nn.Module, sliding_window: int | None) -> bool:
+    """Whether a layer limits what it sees by its mask alone, of which a packed row knows nothing."""
+    config = cast("PretrainedConfig", module.config)
+    kinds = getattr(config, "layer_types", None)
+    kind = kinds[module.layer_idx] if kinds else None
+    windowed = kind == "sliding_attention" or (kinds is None and getattr(config, "sliding_window", None))
+    return kind == "chunked_attention" or bool(windowed and not sliding_window)
 
 
 def _alike(lengths: Sequence[int]) -> list[list[int]]:

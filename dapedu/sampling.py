@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from dapedu.data import Sequences
+from dapedu.data import Sequences, encode_prompts
 from dapedu.models import evaluating
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def sample(
     top_k: int = 0,
     seed: int = 0,
     batch_size: int = 512,
+    every_token: bool = False,
     progress: bool = False,
 ) -> Samples:
     """One completion of each prompt, drawn token by token from softmax(logits / temperature).
@@ -79,6 +80,8 @@ def sample(
             caller's random numbers go on as before.
         batch_size: prompts completed at once; those of like length go together. Each batch has random numbers of its
             own, so what one draws does not depend on how long another takes.
+        every_token: draw special tokens too, and ids that the tokenizer does not have: no text to read, but what an
+            unbiased estimate of a KL needs.
         progress: whether to show a progress bar.
 
     Returns:
@@ -101,7 +104,8 @@ def sample(
             raise ValueError(f"sample: {name} is {number}, expected at least {least}")
     heads = _prompt_ids(model, tokenizer, prompts, max_new_tokens)
     eos = tokenizer.eos_token_id
-    never = set(tokenizer.all_special_ids) - {eos} | set(range(len(tokenizer), model.config.vocab_size))
+    unknown = range(len(tokenizer), model.config.get_text_config().vocab_size)
+    never = set() if every_token else set(tokenizer.all_special_ids) - {eos} | set(unknown)
     draw = {"do_sample": True, "temperature": float(temperature), "top_k": top_k} if temperature else {}
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -204,11 +208,9 @@ def _prompt_ids(
 ) -> list[list[int]]:
     if not prompts:
         raise ValueError("sample: prompts is empty, expected at least one")
-    heads = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
-    limit = getattr(model.config, "max_position_embeddings", None)
+    heads = encode_prompts(prompts, tokenizer)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for number, head in enumerate(heads):
-        if not head:
-            raise ValueError(f"sample: prompt {number} has no tokens; nothing would predict its completion's first one")
         if limit is not None and len(head) + max_new_tokens > limit:
             raise ValueError(
                 f"sample: prompt {number} has {len(head)} tokens, which with max_new_tokens {max_new_tokens} is more "

@@ -5,6 +5,9 @@ import os
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+from trl.data_utils import _tokenize
 
 from dapedu.data import (
     DataError,
@@ -206,6 +209,31 @@ def test_ids_by_hand(tokenizer):
     assert encode([], [], tokenizer) == Sequences([], [])
 
 
+def test_a_tokenizers_begin_token_stands_once_before_each_prompt():
+    """Oracle: the tokenizer's own ids of the whole text, and TRL's; a text may have the token already."""
+    tokenizer = word_tokenizer("a b c", special={"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"})
+    assert encode(["a b"], ["c"], tokenizer) == Sequences([[3, 4, 5, 1]], [2])  # it puts none by itself
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", 0)]
+    )
+    sequences = encode(["a b", "<bos> a"], ["c", "b <eos>"], tokenizer)
+    assert sequences == Sequences([[0, 3, 4, 5, 1], [0, 3, 4, 1]], [3, 2])
+    assert sequences.input_ids[0] == tokenizer("a b c <eos>")["input_ids"]
+    assert _tokenize(tokenizer, "a b c <eos>")["input_ids"] == sequences.input_ids[0]
+    with pytest.raises(ValueError, match="prompt 0 has no tokens"):
+        encode([" "], ["c"], tokenizer)
+
+
+def test_a_completion_has_no_space_that_its_text_has_not():
+    """Oracle: the tokenizer's ids of the whole text; one that reads every text as if a space stood before it."""
+    pieces = ["<eos>", "<unk>", "▁", "▁a", "a", "b", ":", "▁b", "▁a:"]
+    words = Tokenizer(models.BPE({p: n for n, p in enumerate(pieces)}, [("▁", "a"), ("▁", "b")], unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Metaspace()
+    metaspace = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", unk_token="<unk>")
+    assert metaspace("b", add_special_tokens=False)["input_ids"] == [7]  # ▁b
+    assert encode(["a:", "a:"], ["b", " b"], metaspace).input_ids == [[3, 6, 5, 0], [3, 6, 7, 0]]
+
+
 def test_a_batch_by_hand(tokenizer):
     """Oracle: no wider than the longest; the mask is true on completion and end, false on prompt and padding."""
     input_ids, mask = collate(encode(["a b", "c"], ["c what", ""], tokenizer))
@@ -217,9 +245,6 @@ def test_a_batch_by_hand(tokenizer):
 
 def test_no_token_spans_prompt_and_completion():
     """Oracle: a tokenizer that would join them, as byte-pair ones do, with a special token of its own in front."""
-    from tokenizers import Tokenizer, models, processors
-    from transformers import PreTrainedTokenizerFast
-
     tokenizer = Tokenizer(models.BPE({"<eos>": 0, "a": 1, "b": 2, "ab": 3}, [("a", "b")]))
     tokenizer.post_processor = processors.TemplateProcessing(single="<eos> $A", special_tokens=[("<eos>", 0)])
     joining = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")

@@ -4,7 +4,9 @@ import json
 
 import pytest
 import torch
+from tokenizers import normalizers, processors
 
+from dapedu.data import Sequences, load_preferences
 from dapedu.train import (
     METHODS,
     Examples,
@@ -99,3 +101,41 @@ def test_fingerprints_differ_with_anything_that_differs(tokenizer):
     changes.append({"prompt": "a b", "completions": ["b b", "c"]})
     assert len({fingerprint(**change) for change in changes}) == len(changes)
     assert fingerprint() == fingerprint()
+
+
+def test_what_is_too_long_loses_the_beginning_of_its_prompt(tokenizer):
+    """Oracle: by hand; both completions keep the same prompt, and one token of it at least."""
+    records = [{"prompt": "a b c d", "chosen": "e", "rejected": "e f"}, {"prompt": "a", "chosen": "b", "rejected": "c"}]
+
+    def shortened(max_length: int) -> Examples:
+        return Examples.of(records, METHODS["dpo"], tokenizer, max_length=max_length)
+
+    assert shortened(7).sequences == Examples.of(records, METHODS["dpo"], tokenizer).sequences
+    assert shortened(5).sequences.input_ids == [[5, 6, 7, 1], [5, 6, 7, 8, 1], [3, 4, 1], [3, 5, 1]]
+    assert shortened(5).sequences.prompt_lengths == [2, 2, 1, 1]
+    with pytest.raises(
+        ValueError, match=r"records\[0\]: a completion does not fit in max_length = 3 .* 1 of 2 records"
+    ):
+        shortened(3)
+
+
+def test_a_begin_token_is_not_cut():
+    """Oracle: by hand; <bos> 0 stays in front, and a word of the prompt behind it."""
+    tokenizer = word_tokenizer(WORDS, special={"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"})
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", 0)]
+    )
+    records = [{"prompt": "a b c d", "chosen": "e", "rejected": "e f"}]
+    examples = Examples.of(records, METHODS["dpo"], tokenizer, max_length=5)
+    assert examples.sequences == Sequences([[0, 6, 7, 1], [0, 6, 7, 8, 1]], [2, 2])
+    with pytest.raises(ValueError, match="does not fit in max_length = 4"):
+        Examples.of(records, METHODS["dpo"], tokenizer, max_length=4)
+
+
+def test_a_completion_without_tokens_is_refused_with_its_place(tokenizer, tmp_path):
+    """Oracle: the line; the text is not empty, but the tokenizer makes nothing of it."""
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 2)
+    records = load_preferences(tmp_path / "pairs.jsonl")
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("c", "")
+    with pytest.raises(ValueError, match=r"pairs\.jsonl, line 1: completion 2 has no tokens"):
+        Examples.of(records, METHODS["dpo"], tokenizer)

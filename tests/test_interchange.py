@@ -350,7 +350,7 @@ def test_scores_and_heads_see_the_adapters(policy, sequences, tmp_path, tokenize
     ("arguments", "message"),
     [
         ({"rank": 0}, "rank is 0, expected at least 1"),
-        ({"alpha": 0.0}, "alpha is 0.0, expected more than 0"),
+        ({"alpha": 0.0}, "alpha is 0.0, expected a positive number"),
         ({"targets": ["c_attn", "q_proj"]}, "targets q_proj match no linear map .* has c_attn, c_proj, c_fc, lm_head"),
         ({"targets": r".*\.q_proj"}, r"targets \.\*\\\.q_proj match no linear map"),
         ({"targets": ["wte"]}, "targets wte match no linear map"),

@@ -164,9 +164,14 @@ def test_what_a_run_that_was_killed_left_is_cleared(model, tokenizer, tmp_path):
 def test_a_folder_with_anything_else_is_left_alone(model, tokenizer, tmp_path):
     """Oracle: a thesis, which is still there, alone; the message names it."""
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ModelError, match=r"^save_model: .* also holds thesis.tex, which would be lost"):
+    with pytest.raises(ModelError, match=r"^save_model: .* holds thesis.tex and no model; expected a new folder"):
         save_model(model, tokenizer, tmp_path, "")
     assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
+    save_model(model, tokenizer, tmp_path / "model", "")
+    (tmp_path / "model" / "thesis.tex").write_text("years of work")
+    with pytest.raises(ModelError, match=r"^save_model: .* also holds thesis.tex, which would be lost"):
+        save_model(model, tokenizer, tmp_path / "model", "")
+    assert (tmp_path / "model" / "thesis.tex").read_text() == "years of work"
     with pytest.raises(ModelError, match=r"^save_model: .*thesis.tex is a file, expected a folder"):
         save_model(model, tokenizer, tmp_path / "thesis.tex", "")
 

@@ -8,6 +8,7 @@ from transformers import (
     CohereConfig,
     FalconConfig,
     Gemma2Config,
+    Gemma3TextConfig,
     GPTNeoConfig,
     GPTNeoXConfig,
     GraniteConfig,
@@ -16,6 +17,7 @@ from transformers import (
     MistralConfig,
     OPTConfig,
     Qwen2Config,
+    Qwen2MoeConfig,
 )
 
 from dapedu.data import Sequences, collate
@@ -53,6 +55,10 @@ RECTANGLES = {
     "gemma2, capped logits": Gemma2Config(head_dim=8, **DEEP, final_logit_softcapping=0.1),
     "cohere, scaled logits": CohereConfig(**DEEP),
     "granite, scaled logits": GraniteConfig(**DEEP, logits_scaling=4.0),
+    "gemma3, capped logits, small as they are": Gemma3TextConfig(head_dim=8, **DEEP, final_logit_softcapping=30.0),
+    "qwen2-moe, a window by its mask alone": Qwen2MoeConfig(
+        use_sliding_window=True, sliding_window=3, max_window_layers=2, num_experts=4, moe_intermediate_size=16, **DEEP
+    ),
     "bloom, positions by bias": BloomConfig(n_layer=2, n_head=4, hidden_size=32, **SIZE),
     "falcon, positions by bias": FalconConfig(alibi=True, new_decoder_architecture=False, **WIDE),
     "gpt-neo, attention of its own": GPTNeoConfig(
@@ -154,3 +160,10 @@ def test_the_model_attends_as_before_afterwards(model):
     handle.remove()
     assert model.config._attn_implementation == before
     torch.testing.assert_close(alone(model).detach(), expected, rtol=0, atol=0)
+
+
+def test_a_model_that_forgets_its_activations_is_read_in_rectangles(model):
+    """Oracle: gradients of `alone`; in the backward pass a layer would be read again, without knowing of the row."""
+    model.gradient_checkpointing_enable()
+    assert layout_of(model.eval()) is pack
+    assert layout_of(model.train()) is collate

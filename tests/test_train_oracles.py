@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from torch import Tensor
 
 from dapedu.data import encode
 from dapedu.losses import click_loss, dpo_loss, ipo_loss, rrhf_loss, slic_hf_loss, spin_loss
-from dapedu.models import score
+from dapedu.models import add_lora, load_model, save_model, score
+from dapedu.sampling import sample
 from dapedu.train import (
     METHODS,
+    RunError,
     Settings,
     batches_of_epoch,
     loop,
@@ -245,16 +248,61 @@ def test_log_ratios_are_to_the_starting_model(model, tokenizer):
 def test_the_kl_is_that_of_samples(model, tokenizer):
     """Oracle: `score` of the same samples under both; as long as the model can read behind the longest prompt that
     takes no more than half of its 16 positions."""
-    from dapedu.sampling import sample
-
     start = copy.deepcopy(model)
     held_out = [{"prompt": "a b c d e f a b", "chosen": "a", "rejected": "b"}, *RECORDS["preferences"][:3]]
     long = {"prompt": "a b c d e f a b c", "chosen": "a", "rejected": "b"}
     log = go(model, tokenizer, "dpo", steps=6, batch_size=8, lr=1e-3, held_out=[long, *held_out], kl_samples=50)
     prompts = ([record["prompt"] for record in held_out] * 13)[:50]
-    samples = sample(model, tokenizer, prompts, max_new_tokens=16 - 8, seed=0)
+    samples = sample(model, tokenizer, prompts, max_new_tokens=16 - 8, seed=0, every_token=True)
     kl = (score(model, samples.sequences) - score(start, samples.sequences)).mean().item()
     assert log[-1]["kl"] == pytest.approx(kl, abs=1e-5)
     assert ["kl" in row for row in log] == [False] * 5 + [True]
     assert kl > 0.05
-    assert estimate_kl(start, reference_of(start), tokenizer, prompts, 0) == pytest.approx(0, abs=1e-5)
+    same = estimate_kl(start, reference_of(start, at_once=8), tokenizer, prompts, 0, at_once=8)
+    assert same == pytest.approx(0, abs=1e-5)
+
+
+def test_the_kl_counts_tokens_that_are_no_text(model, tokenizer):
+    """Oracle: the sum over the one token that is drawn, of all nine, two of which are special and never text."""
+    start = copy.deepcopy(model)
+    with torch.no_grad():
+        model.transformer.wte.weight[2] += 0.3 * model.transformer.ln_f.weight.sign()  # <unk> becomes likely
+    prompts = ["a"] * 4000
+    ids = tokenizer("a", add_special_tokens=False, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        policy, reference = (one(ids).logits[0, -1].log_softmax(-1).double() for one in (model, start))
+    exact = (policy.exp() * (policy - reference)).sum().item()
+    one_token = partial(sample, max_new_tokens=1, every_token=True)
+    drawn = one_token(model, tokenizer, prompts, seed=0).sequences
+    log_ratios = score(model, drawn) - score(start, drawn)
+    assert log_ratios.mean().item() == pytest.approx(exact, abs=4 * log_ratios.std().item() / 4000**0.5)
+    assert 2 in {ids[-1] for ids in drawn.input_ids}
+    assert policy[2].exp() > 0.02
+
+
+def test_adapters_that_were_trained_before_belong_to_the_reference(model, tokenizer):
+    """Oracle: `score` of the model before the second run; fresh adapters are switched off instead of copied."""
+    policy = add_lora(model, rank=2)
+    sequences = encode(["a"] * 3, ["b", "c d", "e"], tokenizer)
+    fresh = reference_of(policy, at_once=8)
+    before = score(policy, sequences)
+    go(policy, tokenizer, "dpo", steps=5, batch_size=8, lr=1e-2)
+    assert (score(policy, sequences) - before).abs().max() > 1e-2
+    torch.testing.assert_close(fresh(sequences), before, rtol=0, atol=1e-5)
+    between = score(policy, sequences)
+    trained = reference_of(policy, at_once=8)
+    go(policy, tokenizer, "dpo", steps=5, batch_size=8, lr=1e-2)
+    torch.testing.assert_close(trained(sequences), between, rtol=0, atol=1e-5)
+
+
+def test_a_run_goes_on_with_its_own_adapters_only(model, tokenizer, tmp_path):
+    """Oracle: the message names what differs; the weights of both are the same, as B is zero."""
+    save_model(model, tokenizer, tmp_path / "base", card="")
+    for alpha in (4.0, 8.0):
+        policy = add_lora(load_model(tmp_path / "base")[0], rank=2, alpha=alpha)
+        if alpha == 4:
+            go(policy, tokenizer, "dpo", steps=2, batch_size=8, output=tmp_path / "run")
+            continue
+        with pytest.raises(RunError, match=r"alpha was 4.0, now 8.0"):
+            go(policy, tokenizer, "dpo", steps=2, batch_size=8, output=tmp_path / "run", resume=True)
+    assert "base_model: " in (tmp_path / "run" / "model" / "README.md").read_text()

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dapedu.cli.inputs import at_least_one, attempt, load_tokenizer, refuse
+from dapedu.cli.inputs import at_least_one, attempt, load_tokenizer, output_file, refuse, refuse_same_records
 
 if TYPE_CHECKING:
     from dapedu.data import Report
@@ -51,9 +51,12 @@ def add_check(kinds: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--split", default="train", help="of a dataset that has several (default: train)")
     parser.add_argument("--held-out", metavar="FILE", help="count the prompts that stand there too")
+    parser.add_argument("--held-out-split", default="train", metavar="SPLIT", help="of that (default: train)")
     parser.add_argument("--tokenizer", metavar="FOLDER", help="count tokens by this model's tokenizer")
     parser.add_argument("--max-length", type=at_least_one, metavar="N", help="tokens: count what must be cut to fit")
-    parser.add_argument("--output", metavar="FILE", help="a .jsonl file for the records that can be used")
+    parser.add_argument(
+        "--output", type=output_file, metavar="FILE", help="a new .jsonl file for the records that can be used"
+    )
     parser.add_argument("--list", type=int, default=5, metavar="N", help="positions shown of each sort (default: 5)")
     parser.set_defaults(run=_check, parser=parser)
 
@@ -65,8 +68,12 @@ def _check(options: argparse.Namespace) -> int:
         refuse(options, "--max-length counts tokens, so it needs --tokenizer")
     if options.list < 0:
         refuse(options, f"--list is {options.list}, expected at least 0")
-    if options.output:
-        _refuse_output(options)
+    if options.output and not options.output.endswith(".jsonl"):
+        refuse(options, f"--output is {options.output}, expected a name that ends with .jsonl")
+    if options.output and Path(options.output).exists():
+        refuse(options, f"--output is {options.output}, which exists already; remove it or choose another name")
+    for file in options.files:
+        refuse_same_records(options, file)
     tokenizer = load_tokenizer(options, options.tokenizer) if options.tokenizer else None
     reports: list[Report] = []
     for file in options.files:
@@ -76,12 +83,15 @@ def _check(options: argparse.Namespace) -> int:
                 kind=options.kind,
                 split=options.split,
                 held_out=options.held_out,
+                held_out_split=options.held_out_split,
                 tokenizer=tokenizer,
                 max_length=options.max_length,
                 progress=True,
             )
         except DataError as problem:
             print(f"{options.parser.prog}: {problem}", file=sys.stderr)
+        except ValueError as problem:
+            refuse(options, problem)
         else:
             print(report.table(listed=options.list), end="\n\n" if file is not options.files[-1] else "\n")
             reports.append(report)
@@ -90,14 +100,6 @@ def _check(options: argparse.Namespace) -> int:
     if len(reports) < len(options.files):
         return 2
     return int(any(report.problems for report in reports))
-
-
-def _refuse_output(options: argparse.Namespace) -> None:
-    if not options.output.endswith(".jsonl"):
-        refuse(options, f"--output is {options.output}, expected a name that ends with .jsonl")
-    for file in (*options.files, options.held_out):
-        if file and Path(file).exists() and Path(file).resolve() == Path(options.output).resolve():
-            refuse(options, f"--output is {file} itself, which would be lost; name another file")
 
 
 def _write(options: argparse.Namespace, reports: list[Report]) -> None:

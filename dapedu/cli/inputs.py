@@ -56,11 +56,82 @@ def at_least_one(word: str) -> int:
         The number.
 
     Raises:
-        argparse.ArgumentTypeError: it is below 1.
+        argparse.ArgumentTypeError: it is no whole number, or below 1.
     """
-    if int(word) < 1:
+    if (number := _whole_number(word)) < 1:
         raise argparse.ArgumentTypeError(f"{word}, expected at least 1")
-    return int(word)
+    return number
+
+
+def seed(word: str) -> int:
+    """What random numbers start from, for argparse.
+
+    Args, Returns: as `at_least_one`.
+
+    Raises:
+        argparse.ArgumentTypeError: it is no whole number, or one that a generator does not take.
+    """
+    if not 0 <= (number := _whole_number(word)) < 2**63:
+        raise argparse.ArgumentTypeError(f"{word}, expected a whole number from 0 to 2**63 - 1")
+    return number
+
+
+def _whole_number(word: str) -> int:
+    try:
+        return int(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{word}, expected a whole number") from None
+
+
+def output_name(word: str) -> str:
+    """Where something goes, for argparse.
+
+    Args:
+        word: as the user wrote it.
+
+    Returns:
+        The same.
+
+    Raises:
+        argparse.ArgumentTypeError: it is empty, as a variable of the shell may be, and would mean this folder.
+    """
+    if not word:
+        raise argparse.ArgumentTypeError("an empty name, expected one")
+    return word
+
+
+def output_file(word: str) -> str:
+    """Where records go, for argparse.
+
+    Args, Returns: as `output_name`.
+
+    Raises:
+        argparse.ArgumentTypeError: it is empty, or a folder's.
+    """
+    if Path(output_name(word)).is_dir():
+        raise argparse.ArgumentTypeError(f"{word} is a folder, expected a file's name")
+    return word
+
+
+def refuse_same_records(options: argparse.Namespace, data: str) -> None:
+    """Refuse to hold out what is trained on.
+
+    Args:
+        options: of the command, with its parser, `split`, `held_out` and `held_out_split`.
+        data: the source of the records to train on.
+
+    Raises:
+        SystemExit: both are the same.
+    """
+    if not options.held_out:
+        return
+    one, other = Path(data), Path(options.held_out)
+    if data != options.held_out and not (one.exists() and other.exists() and one.samefile(other)):
+        return
+    has_splits = not one.exists() or (one / "dataset_dict.json").is_file()
+    if not has_splits or options.split == options.held_out_split:
+        split = f", split {options.split}" if has_splits else ""
+        refuse(options, f"--held-out is {data}{split}: a model would be evaluated on what it is trained on")
 
 
 def load(options: argparse.Namespace, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

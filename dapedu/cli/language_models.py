@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from dapedu.cli.check import add_check
-from dapedu.cli.inputs import at_least_one, attempt, load
+from dapedu.cli.inputs import at_least_one, attempt, load, output_file, output_name, seed
 from dapedu.reviews import SPLITS
 
 
@@ -53,8 +53,8 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
     for parser, number, run in ((corpus, 8000, _corpus), (pairs, 4096, _pairs), (rankings, 2048, _rankings)):
         parser.add_argument("--split", choices=SPLITS, default="train", help="of the prompts (default: train)")
         parser.add_argument("--number", type=at_least_one, default=number, help="of records (default: %(default)s)")
-        parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
-        parser.add_argument("--output", required=True, metavar="FILE", help="a .jsonl file")
+        parser.add_argument("--seed", type=seed, default=0, help="(default: 0)")
+        parser.add_argument("--output", required=True, type=output_file, metavar="FILE", help="a .jsonl file")
         parser.set_defaults(run=run, parser=parser)
     add_check(kinds)
 
@@ -71,7 +71,9 @@ def _add_sample(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--number", type=at_least_one, default=5, help="of prompts (default: 5)")
     parser.add_argument("--best-of", type=int, default=1, metavar="N", help="keep the best of N by gold reward")
     parser.add_argument("--judge", action="store_true", help="show how each gold reward is reckoned")
-    parser.add_argument("--output", metavar="FILE", help="write the completions as .jsonl instead of printing them")
+    parser.add_argument(
+        "--output", type=output_file, metavar="FILE", help="write the completions as .jsonl instead of printing them"
+    )
     _add_sampling(parser)
     parser.set_defaults(run=_sample, parser=parser)
 
@@ -89,7 +91,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--reference", metavar="FOLDER", help="what it was trained from: for KL and win rate")
     parser.add_argument("--split", choices=SPLITS, default="test", help="of the prompts (default: test)")
     parser.add_argument("--number", type=at_least_one, default=1024, help="of completions (default: 1024)")
-    parser.add_argument("--output", metavar="FILE", help="also write the numbers as .json")
+    parser.add_argument("--output", type=output_name, metavar="FILE", help="also write the numbers as .json")
     _add_sampling(parser, several=True)
     parser.set_defaults(run=_evaluate, parser=parser)
 
@@ -102,7 +104,7 @@ def _add_sampling(parser: argparse.ArgumentParser, *, several: bool = False) -> 
     else:
         parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest token (default: 1)")
     parser.add_argument("--top-k", type=int, default=0, help="draw among the k likeliest tokens (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="(default: 0)")
 
 
 def _corpus(options: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from dapedu.data.formats import Record
 from dapedu.data.records import Records, load_demonstrations, load_preferences, load_rankings, save_records
 from dapedu.data.sources import DataError
 from dapedu.data.templates import apply_chat_template
-from dapedu.data.tokens import Sequences, collate, encode
+from dapedu.data.tokens import Sequences, beginning_of, collate, encode, encode_prompts
 
 __all__ = [
     "DataError",
@@ -19,9 +19,11 @@ __all__ = [
     "Report",
     "Sequences",
     "apply_chat_template",
+    "beginning_of",
     "check_records",
     "collate",
     "encode",
+    "encode_prompts",
     "load_demonstrations",
     "load_preferences",
     "load_rankings",

@@ -16,6 +16,7 @@ from dapedu.data.formats import Kind, Messages, Record, guess_kind
 from dapedu.data.records import Records, open_rows, scan
 from dapedu.data.sources import DataError, RowError, Source, place
 from dapedu.data.templates import render
+from dapedu.data.tokens import beginning_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -135,6 +136,7 @@ def check_records(
     kind: Kind | None = None,
     split: str = "train",
     held_out: Readable | None = None,
+    held_out_split: str = "train",
     tokenizer: PreTrainedTokenizerBase | None = None,
     max_length: int | None = None,
     progress: bool = False,
@@ -146,6 +148,7 @@ def check_records(
         kind: of the records; None takes what the fields suggest.
         split: of a dataset that has several.
         held_out: records of any kind whose prompts should not be among the source's.
+        held_out_split: of a dataset that has several.
         tokenizer: counts tokens, and renders conversations by its chat template.
         max_length: tokens of prompt, completion and end together. Training drops tokens from a prompt's beginning until
             the longest of its completions fits; one that does not fit with a single token of the prompt is unusable.
@@ -161,7 +164,7 @@ def check_records(
     if max_length is not None and (tokenizer is None or max_length < 2):
         raise ValueError(f"check_records: max_length is {max_length}, expected at least 2, and a tokenizer beside it")
     opened = open_rows(source, split)
-    beside = None if held_out is None else open_rows(held_out, split)
+    beside = None if held_out is None else open_rows(held_out, held_out_split)
     kind, rows = (kind, opened.rows) if kind else _guessed(opened)
     survey = _Survey(opened, kind)
     survey.read(_with_bar(rows, opened.name, progress), tokenizer)
@@ -239,19 +242,20 @@ class _Survey:
         kept: list[int] = []
         cut: list[int] = []
         too_long = 0
+        least = len(beginning_of(tokenizer)) + 1  # of a prompt
         starts = range(0, len(self.texts), _BATCH)
         for start in _with_bar(starts, "tokens, in thousands", progress):
-            lengths = _token_lengths(self.texts[start : start + _BATCH], tokenizer)
-            for index, of_record in enumerate(lengths, start):
-                for field, numbers in of_record.items():
+            for index, ids in enumerate(_token_ids(self.texts[start : start + _BATCH], tokenizer), start):
+                lengths = {field: list(map(len, each)) for field, each in ids.items()}
+                for field, numbers in lengths.items():
                     counted.setdefault(field, []).extend(numbers)
-                prompt = of_record["prompt"][0]
-                completions = [n for field, numbers in of_record.items() if field != "prompt" for n in numbers]
-                if not prompt:
-                    self.refuse(self.positions[index], RowError("`prompt` has no tokens"))
+                prompt = lengths["prompt"][0]
+                completions = [n for field, numbers in lengths.items() if field != "prompt" for n in numbers]
+                if problem := _nothing_to_learn(ids):
+                    self.refuse(self.positions[index], RowError(problem))
                     continue
                 if max_length is not None:
-                    beyond = sum(1 + n > max_length for n in completions)
+                    beyond = sum(least + n > max_length for n in completions)
                     too_long += beyond
                     if beyond:
                         detail = f": {max(completions):,} with its end"
@@ -297,17 +301,36 @@ def _texts_of(record: Record) -> Iterator[tuple[str, list[Any]]]:
             yield field, [value]
 
 
-def _token_lengths(texts: Sequence[Record], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, list[int]]]:
-    """Tokens of each field of each record; completions end as `encode` ends them."""
+def _token_ids(texts: Sequence[Record], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, list[list[int]]]]:
+    """Tokens of each field of each record; prompts begin and completions end as `encode` has them."""
     flat = [text for record in texts for _, values in _texts_of(record) for text in values]
     tails = iter(tokenizer(flat, add_special_tokens=False, verbose=False)["input_ids"])
-    end = tokenizer.eos_token_id
+    begin, end = beginning_of(tokenizer), tokenizer.eos_token_id
 
-    def length(field: str) -> int:
+    def whole(field: str) -> list[int]:
         ids = next(tails)
-        return len(ids) + (field != "prompt" and end not in ids)
+        if field != "prompt":
+            return ids if end in ids else [*ids, end]
+        return ids if not ids or ids[:1] == begin else [*begin, *ids]
 
-    return [{field: [length(field) for _ in values] for field, values in _texts_of(record)} for record in texts]
+    return [{field: [whole(field) for _ in values] for field, values in _texts_of(record)} for record in texts]
+
+
+def _nothing_to_learn(ids: Mapping[str, list[list[int]]]) -> str:
+    """What the texts do not show, the tokens may: a tokenizer normalises, and has one token for all that it lacks."""
+    if not ids["prompt"][0]:
+        return "`prompt` has no tokens"
+    for field, completions in ids.items():
+        if field != "prompt" and min(map(len, completions)) < 2:
+            return f"`{field}` has no tokens but its end"
+    compared = ids.get("completions") or [*ids.get("chosen", []), *ids.get("rejected", [])]
+    if compared and all(each == compared[0] for each in compared):
+        return (
+            "`completions` have the same tokens"
+            if "completions" in ids
+            else "`chosen` and `rejected` have the same tokens"
+        )
+    return ""
 
 
 def _characters(records: Sequence[Record]) -> dict[str, Lengths]:

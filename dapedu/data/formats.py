@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
+
 from dapedu.data.sources import RowError
 
 Record: TypeAlias = dict[str, Any]
@@ -15,6 +17,7 @@ Messages: TypeAlias = list[dict[str, str]]
 
 _LARGEST = sys.float_info.max
 _TURN = "\n\nAssistant:"
+_WHOLE = "prompt beside whole conversations"
 _TYPES = {type(None): "null", bool: "true or false", str: "text", list: "a list", dict: "an object"}
 
 
@@ -23,7 +26,8 @@ def canonical(row: Any, kind: Kind) -> tuple[Record, str]:
 
     A record is all text or all conversations, lists of {"role", "content"}. Columns that it does not need are dropped.
     An implicit prompt is what chosen and rejected have in common: whole messages of conversations; of the dialogues of
-    hh-rlhf, what ends with the last "\\n\\nAssistant:" in common; of other text, the common beginning.
+    hh-rlhf, what ends with the last "\\n\\nAssistant:" in common; of other text, the common beginning. An explicit
+    prompt with which both begin again is taken from them, unless it is one word, which completions may well begin with.
 
     Deviation: TRL cuts other text where the first characters differ, also in the middle of a word; here a completion
     begins with a whole word, and with the space before it.
@@ -93,20 +97,20 @@ def _preference(row: Record) -> tuple[Record, str]:
     if prompt is not None and (isinstance(chosen, str) or not isinstance(prompt, str)):
         _require_same_form("chosen", chosen, prompt)
         form = f"explicit prompt, {_form(prompt)}"
-        n = len(prompt)
-        if not isinstance(prompt, str) and chosen[:n] == prompt == rejected[:n]:
-            chosen, rejected, form = chosen[n:], rejected[n:], "prompt beside whole conversations"
-            if not chosen or not rejected:
-                raise RowError(f"`{'rejected' if chosen else 'chosen'}` is empty", ": only the prompt stands there")
+        if _goes_on(prompt, chosen) and _goes_on(prompt, rejected):
+            form = "prompt beside whole texts" if isinstance(prompt, str) else _WHOLE
+            chosen, rejected = _after(prompt, chosen, "chosen"), _after(prompt, rejected, "rejected")
     else:
         cut, form = _common_messages(chosen, rejected) if isinstance(chosen, list) else _common_text(chosen, rejected)
         if prompt is not None:
-            form = "prompt beside whole conversations"
+            form = _WHOLE
         prompt, chosen, rejected = chosen[:cut], chosen[cut:], rejected[cut:]
     record = {"prompt": _prompt_of(prompt), "chosen": chosen, "rejected": rejected}
     if "target" in row:
-        record["target"] = _value(row, "target")
-        _require_same_form("target", record["target"], prompt)
+        target = _value(row, "target")
+        _require_same_form("target", target, prompt)
+        was_whole = len(chosen) < len(row["chosen"])
+        record["target"] = _after(prompt, target, "target") if was_whole and _goes_on(prompt, target) else target
     for field in list(record)[1:]:
         _require_assistant(field, record[field])
     return record, form
@@ -118,6 +122,8 @@ def _ranking(row: Record) -> tuple[Record, str]:
         if field not in row:
             raise RowError(f"no `{field}`", f"; there are {_names(row)}")
     texts, rewards = row["completions"], row["rewards"]
+    if isinstance(rewards, list):
+        rewards = [reward.item() if isinstance(reward, np.generic) else reward for reward in rewards]
     if not isinstance(texts, list) or not all(isinstance(text, str | list) for text in texts):
         raise RowError("`completions` is not a list of texts", ", or of lists of messages")
     # Not math.isfinite, which raises on a whole number of 400 digits.
@@ -142,7 +148,24 @@ _READERS: dict[str, Callable[[Record], tuple[Record, str]]] = {
     "rankings": _ranking,
 }
 
-# ---- implicit prompts ----
+# ---- prompts that stand in the completions ----
+
+
+def _goes_on(prompt: str | Messages, whole: str | Messages) -> bool:
+    """Whether a text or conversation has its prompt at its beginning."""
+    n = len(prompt)
+    if whole[:n] != prompt:
+        return False
+    if isinstance(prompt, list) or isinstance(whole, list):
+        return True  # of one form, as was seen before
+    return len(prompt.split()) > 1 and not (_in_word(prompt[-1]) and _in_word(whole[n : n + 1]))
+
+
+def _after(prompt: str | Messages, whole: str | Messages, field: str) -> str | Messages:
+    rest = whole[len(prompt) :]
+    if not (rest.strip() if isinstance(rest, str) else rest):
+        raise RowError(f"`{field}` is empty", ": only the prompt stands there")
+    return rest
 
 
 def _common_text(chosen: str, rejected: str) -> tuple[int, str]:
@@ -177,7 +200,7 @@ def _common_length(one: str, other: str) -> int:
 
 def _in_word(character: str) -> bool:
     """Letters, digits, marks and what joins them; not the scripts of China and Japan, which have no spaces."""
-    if "\u2e80" <= character <= "\u9fff":
+    if not character or "\u2e80" <= character <= "\u9fff":
         return False
     return unicodedata.category(character)[0] in "LNM" or character in "'’-_"
 

@@ -66,8 +66,8 @@ def load_preferences(source: Readable, *, split: str = "train") -> Records:
     """Records of one comparison each.
 
     Args:
-        source: as `read_source` reads it, of {"prompt", "chosen", "rejected"}, `target` if wanted; without `prompt`,
-            it is what both begin with.
+        source: as `read_source` reads it, of {"prompt", "chosen", "rejected"}, `target` in all or none; without
+            `prompt`, it is what both begin with.
         split: of a dataset that has several.
 
     Returns:
@@ -156,9 +156,11 @@ def scan(rows: Iterable[tuple[int, object]], kind: Kind) -> Iterator[Scanned]:
         kind: of the records.
 
     Yields:
-        `Scanned`, one a row. All rankings have as many completions as the first one.
+        `Scanned`, one a row. All rankings have as many completions as the first one, and all preferences a target if
+        the first one has.
     """
     k = 0
+    has_target: bool | None = None
     for position, row in rows:
         try:
             if isinstance(row, RowError):
@@ -169,6 +171,11 @@ def scan(rows: Iterable[tuple[int, object]], kind: Kind) -> Iterator[Scanned]:
                 k = k or own
                 if own != k:
                     raise RowError("`completions` differs in number", f": {own}, the first record has {k}")
+            if has_target is None:
+                has_target = "target" in record
+            if has_target != ("target" in record):
+                first = "one" if has_target else "none"
+                raise RowError("`target` is in some records only", f": the first record has {first}")
         except RowError as error:
             yield Scanned(position, None, "", error)
         else:

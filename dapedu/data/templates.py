@@ -88,6 +88,6 @@ def _text(messages: Messages, tokenizer: PreTrainedTokenizerBase, *, begin: bool
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=begin)
     # A template is a program of its own, and raises what its expressions raise.
-    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (TemplateError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise RowError("the chat template refuses the conversation", f" ({one_line(error)})") from None
     return str(text)

@@ -45,7 +45,7 @@ def encode(prompts: Sequence[str], completions: Sequence[str], tokenizer: PreTra
     """Token ids of prompts and completions, an end-of-sequence token after each completion that has none.
 
     Prompt and completion are encoded apart, so that a token never spans both. A chat template may have put the
-    end-of-sequence token into a completion's text already.
+    end-of-sequence token into a completion's text already, and the begin-of-sequence token into a prompt's.
 
     Args:
         prompts: one a sequence.
@@ -64,16 +64,63 @@ def encode(prompts: Sequence[str], completions: Sequence[str], tokenizer: PreTra
         raise ValueError("encode: tokenizer has no eos_token, so a completion could not end; set tokenizer.eos_token")
     if not prompts:
         return Sequences([], [])
-    heads = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    heads = encode_prompts(prompts, tokenizer)
     tails = tokenizer(list(completions), add_special_tokens=False)["input_ids"]
-    if not all(heads):
-        empty = next(row for row, head in enumerate(heads) if not head)
-        raise ValueError(f"encode: prompt {empty} has no tokens; nothing would predict its completion's first one")
+    if _puts_space_first(tokenizer):
+        wholes = encode_prompts([p + c for p, c in zip(prompts, completions, strict=True)], tokenizer)
+        tails = [
+            whole[len(head) :] if whole[: len(head)] == head else tail
+            for head, tail, whole in zip(heads, tails, wholes, strict=True)
+        ]
     end = tokenizer.eos_token_id
+    # A template may have put a line's end behind it.
     input_ids = [
-        [*head, *tail] if end in tail else [*head, *tail, end] for head, tail in zip(heads, tails, strict=True)
+        [*head, *tail] if end in tail[-2:] else [*head, *tail, end] for head, tail in zip(heads, tails, strict=True)
     ]
     return Sequences(input_ids, [len(head) for head in heads])
+
+
+def encode_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Token ids of prompts, behind the begin-of-sequence token where the tokenizer puts one before a text.
+
+    Args:
+        prompts: at least one.
+        tokenizer: the model's.
+
+    Returns:
+        A list of ids each.
+
+    Raises:
+        ValueError: a prompt has no tokens.
+    """
+    begin = beginning_of(tokenizer)
+    unique = list(dict.fromkeys(prompts))  # each stands there once a completion
+    encoded = dict(zip(unique, tokenizer(unique, add_special_tokens=False)["input_ids"], strict=True))
+    for number, prompt in enumerate(prompts):
+        if not encoded[prompt]:
+            raise ValueError(f"encode: prompt {number} has no tokens; nothing would predict its completion's first one")
+    return [ids if ids[:1] == begin else [*begin, *ids] for ids in map(encoded.__getitem__, prompts)]
+
+
+def beginning_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What a tokenizer puts before every text: models that were trained with it are lost without.
+
+    Args:
+        tokenizer: any.
+
+    Returns:
+        The id of the begin-of-sequence token alone in a list, or nothing, as GPT-2's tokenizer puts.
+    """
+    ids = tokenizer("")["input_ids"]
+    return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
+
+
+def _puts_space_first(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a text's first word is read as if a space stood before it, as Llama 2's tokenizer does: then a completion
+    that is read alone has a space that a model would not write behind its prompt."""
+    head, whole, alone = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("(", "(a", "a"))
+    rest = whole[len(head) :]
+    return whole[: len(head)] == head and bool(rest) and rest != alone
 
 
 def collate(sequences: Sequences, *, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:

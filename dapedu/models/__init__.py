@@ -4,7 +4,7 @@
 `scoring` reads. transformers and peft are imported when a model is made or loaded, so that importing this is light.
 """
 
-from dapedu.models.folders import load_head, load_model, load_tokenizer, save_model
+from dapedu.models.folders import load_head, load_model, load_tokenizer, require_saveable, save_model
 from dapedu.models.lora import add_lora
 from dapedu.models.scoring import evaluating, score
 from dapedu.models.source import ModelError
@@ -20,6 +20,7 @@ __all__ = [
     "load_head",
     "load_model",
     "load_tokenizer",
+    "require_saveable",
     "save_model",
     "score",
     "tiny_gpt2",

@@ -52,11 +52,8 @@ def save_model(
             whose base has no folder and no hub name, or adapters in what is to be written as a whole model.
     """
     path = Path(path).resolve()
-    if path.exists() and not path.is_dir():
-        raise ModelError(f"save_model: {path} is a file, expected a folder")
+    require_saveable(model, path)
     with_base = hasattr(model, "get_base_model")  # a PeftModel
-    if not with_base and has_adapters(model):
-        raise ModelError("save_model: the model has LoRA adapters inside; merge them first, with merge_and_unload()")
     partial = path.with_name(f".{path.name}.dapedu-partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
     partial.mkdir(parents=True)
@@ -71,6 +68,35 @@ def save_model(
         _replace(path, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def require_saveable(model: PreTrainedModel | PeftModel | ScalarHead, path: str | Path) -> None:
+    """Find out before hours of training what `save_model` would refuse after them.
+
+    Args:
+        model: what is to be saved.
+        path: where.
+
+    Raises:
+        ModelError: as `save_model`.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise ModelError(f"save_model: {path} is a file, expected a folder")
+    if path.is_dir():
+        names = {entry.name for entry in path.iterdir()}
+        if names and not names & {"config.json", "adapter_config.json"}:
+            raise ModelError(f"save_model: {path} holds {', '.join(sorted(names))} and no model; expected a new folder")
+    if not hasattr(model, "get_base_model"):
+        if has_adapters(model):
+            raise ModelError(
+                "save_model: the model has LoRA adapters inside; merge them first, with merge_and_unload()"
+            )
+    elif not cast("PeftModel", model).get_base_model().name_or_path:
+        raise ModelError(
+            "save_model: the adapters' base has no folder, and without it they are of no use; before add_lora, save "
+            "the base and load it from there with load_model"
+        )
 
 
 def _replace(path: Path, complete: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -67,8 +68,8 @@ def add_lora(
 
     if rank < 1:
         raise ValueError(f"add_lora: rank is {rank}, expected at least 1")
-    if not alpha > 0:
-        raise ValueError(f"add_lora: alpha is {alpha}, expected more than 0")
+    if not 0 < alpha < math.inf:
+        raise ValueError(f"add_lora: alpha is {alpha}, expected a positive number")
     if has_adapters(model):
         raise ValueError("add_lora: the model has adapters already; merge them first, with merge_and_unload()")
     maps = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
@@ -128,19 +129,11 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     """Write adapters, and the name of the base that they belong to.
 
     Args:
-        model: the base with adapters.
+        model: the base, which has a folder or a hub name, with adapters.
         folder: an existing one.
-
-    Raises:
-        ModelError: the base was made in memory, so that it could not be found again.
     """
     config = model.active_peft_config
-    base = cast("PreTrainedModel", model.get_base_model()).name_or_path
-    if not base:
-        raise ModelError(
-            "save_model: the adapters' base has no folder, and without it they are of no use; before add_lora, save "
-            "the base and load it from there with load_model"
-        )
+    base = str(cast("PreTrainedModel", model.get_base_model()).name_or_path)
     config.base_model_name_or_path = str(Path(base).resolve()) if Path(base).is_dir() else base
     # Else peft asks the hub whether the base's vocabulary has grown.
     model.save_pretrained(str(folder), save_embedding_layers=False)

@@ -53,10 +53,10 @@ def score(model: PreTrainedModel | PeftModel, sequences: Sequences, *, batch_siz
     """
     if batch_size < 1:
         raise ValueError(f"score: batch_size is {batch_size}, expected at least 1")
-    layout = layout_of(model)
     order = sorted(range(len(sequences)), key=lambda row: len(sequences.input_ids[row]))
     logps = torch.zeros(len(sequences))
     with evaluating(model):
+        layout = layout_of(model)
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             logps[rows] = model_logps(model, layout(sequences.select(rows), device=model.device)).cpu()

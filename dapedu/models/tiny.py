@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from dapedu.packing import unwrapped
+
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import GPT2LMHeadModel, PreTrainedModel
@@ -93,9 +95,7 @@ class ScalarHead(nn.Module):
 
     def __init__(self, model: PreTrainedModel | PeftModel) -> None:
         super().__init__()
-        # What a model with adapters calls its base_model is peft's wrapper.
-        has_base = hasattr(model, "get_base_model")
-        plain = cast("PreTrainedModel", cast("PeftModel", model).get_base_model() if has_base else model)
+        plain = unwrapped(model)
         self.transformer = cast("PreTrainedModel", plain.base_model)
         self.linear = nn.Linear(plain.config.hidden_size, 1, device=plain.device)
         nn.init.zeros_(self.linear.weight)

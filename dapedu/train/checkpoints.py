@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 _KEPT = 2  # checkpoints: the last one, and one in case its disk block is bad
+_ASKED = "run.json"
+_CHECKPOINT = re.compile(r"checkpoint-[0-9]{8}\.safetensors")
 
 
 class RunError(RuntimeError):
@@ -28,28 +31,25 @@ class Run:
         resume: go on from the last checkpoint, if there is one.
 
     Raises:
-        RunError: the folder holds a run and resume is false, or one that was asked something else, or it cannot be
-            written.
+        RunError: as `require_usable`, or the folder holds a run that was asked something else, or cannot be written.
     """
 
     def __init__(self, folder: str | Path, *, asked: dict[str, Any], resume: bool) -> None:
         self.folder = Path(folder)
-        file = self.folder / "run.json"
         asked = json.loads(json.dumps(asked))  # as it will read back: tuples are lists
-        if file.exists():
-            if not resume:
-                raise RunError(f"{self.folder} already holds a run: resume it (--resume), or choose another folder")
-            before = json.loads(file.read_text(encoding="utf8"))
+        before = require_usable(self.folder, resume=resume)
+        if before is not None and resume:
             was, now = _flat(before), _flat(asked)
             if differing := [name for name in {**was, **now} if was.get(name) != now.get(name)]:
                 changes = "; ".join(f"{name} was {was.get(name)}, now {now.get(name)}" for name in differing)
                 raise RunError(f"{self.folder} holds a run that was asked something else ({changes})")
-        else:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                _write(file, (json.dumps(asked, indent=1, ensure_ascii=False) + "\n").encode())
-            except OSError as error:
-                raise RunError(f"{self.folder} cannot be written ({error.strerror}); choose another folder") from None
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.log.unlink(missing_ok=True)  # it has no rows, but perhaps the header of another run
+            _write(self.folder / _ASKED, (json.dumps(asked, indent=1, ensure_ascii=False) + "\n").encode())
+        except OSError as error:
+            raise RunError(f"{self.folder} cannot be written ({error.strerror}); choose another folder") from None
 
     @property
     def log(self) -> Path:
@@ -78,7 +78,7 @@ class Run:
             tensors["random.cuda"] = torch.cuda.get_rng_state()
         content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
         _write(self.folder / f"checkpoint-{step:08}.safetensors", content)
-        for old in self._checkpoints()[:-_KEPT]:
+        for old in _checkpoints(self.folder)[:-_KEPT]:
             old.unlink()
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -96,7 +96,7 @@ class Run:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        checkpoints = self._checkpoints()
+        checkpoints = _checkpoints(self.folder)
         if not checkpoints:
             return 0
         try:
@@ -144,8 +144,47 @@ class Run:
         named = [{name: value for name, value in zip(header, row, strict=True) if value} for row in kept]
         return [{name: int(value) if name == "step" else float(value) for name, value in row.items()} for row in named]
 
-    def _checkpoints(self) -> list[Path]:
-        return sorted(self.folder.glob("checkpoint-*.safetensors"))
+
+def require_usable(folder: Path, *, resume: bool) -> dict[str, Any] | None:
+    """What was asked of the run that a folder holds, if a run may be started or resumed there.
+
+    A run that was stopped before it logged or saved anything may be started anew.
+
+    Args:
+        folder: may be missing.
+        resume: whether to go on with a run.
+
+    Returns:
+        The content of `run.json`, or None if there is none.
+
+    Raises:
+        RunError: it holds a run and resume is false, a damaged `run.json`, or none and files that a run would replace.
+    """
+    file = folder / _ASKED
+    checkpoints = sorted(folder.glob("checkpoint-*.safetensors"))
+    done = [*checkpoints, *(path for path in (folder / "log.csv", folder / "model") if path.exists())]
+    if not file.exists():
+        if done:
+            names = ", ".join([path.name for path in done[:3]] + ["…"] * (len(done) > 3))
+            raise RunError(f"{folder} holds files of something else ({names}): choose another folder")
+        return None
+    try:
+        asked = json.loads(file.read_text(encoding="utf8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{file} cannot be read ({error}): choose another folder") from None
+    if not isinstance(asked, dict) or "method" not in asked:
+        raise RunError(f"{file} is not what a run writes there: choose another folder")
+    if not resume and any(path.name != "log.csv" or _has_rows(path) for path in done):
+        raise RunError(f"{folder} already holds a run: resume it (--resume), or choose another folder")
+    return asked
+
+
+def _has_rows(log: Path) -> bool:
+    return len(log.read_bytes().splitlines()) > 1
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("checkpoint-*.safetensors") if _CHECKPOINT.fullmatch(path.name))
 
 
 def _flat(asked: dict[str, Any]) -> dict[str, Any]:

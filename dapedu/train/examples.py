@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dapedu.data import Record, Records, Sequences, encode
+from dapedu.data import Record, Records, Sequences, beginning_of, encode
 from dapedu.train.methods import Method
 
 if TYPE_CHECKING:
@@ -56,15 +56,17 @@ class Examples:
         """
         if not records:
             raise ValueError("Examples.of: there are no records")
-        texts = [_texts_of(record, method, number) for number, record in enumerate(records)]
-        if len({len(row) for row in texts}) > 1:
-            raise ValueError("Examples.of: the records differ in their number of texts; give all of them as many")
+        texts = [_texts_of(record, method, place_of(records, number)) for number, record in enumerate(records)]
         k = len(texts[0])
+        if other := next((number for number, row in enumerate(texts) if len(row) != k), None):
+            raise ValueError(
+                f"{place_of(records, other)}: {len(texts[other])} texts, the first record has {k}; give all as many"
+            )
         prompts = [record["prompt"] for record in records for _ in range(k)]
         sequences = encode(prompts, [text for row in texts for text in row], tokenizer)
         _require_tokens(sequences, records, k)
         if max_length is not None:
-            sequences = _shortened(sequences, records, k, max_length)
+            sequences = _shortened(sequences, records, k, max_length, begin=beginning_of(tokenizer))
         rewards = None
         if method.records == "rankings":
             rewards = torch.tensor([record["rewards"] for record in records], dtype=torch.float32)
@@ -106,23 +108,25 @@ class Examples:
         """
         return self.sequences.select(self.k * row + column for row in rows for column in range(self.k))
 
-    def require_readable(self, model: PreTrainedModel | PeftModel) -> None:
+    def require_readable(self, model: PreTrainedModel | PeftModel, records: Sequence[Record]) -> None:
         """Refuse what would fail inside the model, perhaps after hours.
 
         Args:
             model: what is to read the examples.
+            records: what the examples were made of.
 
         Raises:
             ValueError: an example is too long for the model, or has a token that it does not know.
         """
-        limit = getattr(model.config, "max_position_embeddings", None)
+        config = model.config.get_text_config()
+        limit = getattr(config, "max_position_embeddings", None)
         if limit is not None and max(self.widths) > limit:
             row = self.widths.index(max(self.widths))
             raise ValueError(
-                f"records[{row}] has {self.widths[row]} tokens, prompt and end included, more than the {limit} that "
-                f"the model can read; max_length = {limit} (--max-length) would cut the beginning of its prompt"
+                f"{place_of(records, row)}: {self.widths[row]} tokens, prompt and end included, are more than the "
+                f"{limit} that the model can read; max_length = {limit} (--max-length) would cut the prompt's beginning"
             )
-        known, largest = model.config.vocab_size, max(map(max, self.sequences.input_ids))
+        known, largest = config.vocab_size, max(map(max, self.sequences.input_ids))
         if largest >= known:
             raise ValueError(
                 f"the tokenizer gives token {largest}, but the model knows 0 … {known - 1}; take the model's own one"
@@ -195,16 +199,19 @@ def _require_tokens(sequences: Sequences, records: Sequence[Record], k: int) -> 
         )
 
 
-def _shortened(sequences: Sequences, records: Sequence[Record], k: int, max_length: int) -> Sequences:
-    """Every example's prompt cut at its beginning, by as much for each of its sequences, so that all of them fit."""
+def _shortened(
+    sequences: Sequences, records: Sequence[Record], k: int, max_length: int, *, begin: list[int]
+) -> Sequences:
+    """Every example's prompt cut at its beginning, by as much for each of its sequences, so that all of them fit; a
+    begin-of-sequence token stays."""
     input_ids, prompt_lengths = [], []
     too_long = []
     for row in range(0, len(sequences), k):
         ids, prompt = sequences.input_ids[row : row + k], sequences.prompt_lengths[row]
         excess = max(0, max(map(len, ids)) - max_length)
-        if excess >= prompt:
+        if excess and excess >= prompt - len(begin):
             too_long.append(row // k)
-        input_ids += [each[excess:] for each in ids]
+        input_ids += [[*begin, *each[len(begin) + excess :]] if excess else each for each in ids]
         prompt_lengths += [prompt - excess] * k
     if too_long:
         longest = int(sequences.lengths.max())
@@ -217,11 +224,11 @@ def _shortened(sequences: Sequences, records: Sequence[Record], k: int, max_leng
     return Sequences(input_ids, prompt_lengths)
 
 
-def _texts_of(record: Record, method: Method, number: int) -> list[str]:
+def _texts_of(record: Record, method: Method, place: str) -> list[str]:
     fields = {"demonstrations": ["completion"], "preferences": ["chosen", "rejected"], "rankings": ["completions"]}
     for field in ("prompt", *fields[method.records]):
         if field not in record:
-            raise ValueError(f"Examples.of: records[{number}] has no `{field}`; {method.records} need it")
+            raise ValueError(f"{place}: no `{field}`; {method.records} need it")
     if method.records == "rankings":
         return record["completions"]
     texts = [record[field] for field in fields[method.records]]

@@ -15,15 +15,15 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from dapedu.data import Record, apply_chat_template
 from dapedu.logps import layout_of, model_logps
-from dapedu.models import save_model
-from dapedu.packing import Packed
+from dapedu.models import require_saveable, save_model
+from dapedu.packing import Packed, unwrapped
 from dapedu.train.checkpoints import Run
 from dapedu.train.examples import Examples, batches_of_epoch, parts_of_batch
 from dapedu.train.methods import METHODS, Method, Scores
@@ -43,7 +43,7 @@ from dapedu.train.processes import Processes, this_process, trained
 from dapedu.train.settings import SFT_SETTINGS, Settings, model_card
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
     from tqdm import tqdm
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -154,11 +154,13 @@ def train_preference(
     records, held_out = apply_chat_template(records, tokenizer), apply_chat_template(held_out, tokenizer)
     training = Examples.of(records, METHODS[method], tokenizer, max_length=settings.max_length)
     watched = Examples.of(held_out, METHODS[method], tokenizer, max_length=settings.max_length) if held_out else None
-    for examples in (training, watched) if watched else (training,):
-        examples.require_readable(model)
-    _try_loss(METHODS[method], strengths, training.k)
-    process = this_process()
-    run = None
+    training.require_readable(model, records)
+    if watched:
+        watched.require_readable(model, held_out)
+    try_loss(METHODS[method], strengths, training.k)
+    if output is not None:
+        require_saveable(model, Path(output) / "model")
+    process, adapters, run = this_process(), _adapters_of(model), None
     if output is not None:
         asked = {
             "method": method,
@@ -168,6 +170,7 @@ def train_preference(
             "held_out": watched.fingerprint() if watched else None,
             "metrics": list(metrics or {}),
             "start": _fingerprint(model),
+            "adapters": adapters,
         }
         with process.main_process_first():  # the others find its folder, and that they were asked the same
             run = Run(output, asked=asked, resume=resume or not process.is_main_process)
@@ -194,7 +197,7 @@ def train_preference(
     finally:
         model.to(home)  # type: ignore[arg-type]  # transformers' decorator hides the method
     if run is not None and process.is_main_process:
-        save_model(model, tokenizer, run.model, card=model_card(method, strengths, settings, training, log))
+        save_model(model, tokenizer, run.model, card=model_card(method, strengths, settings, training, log, adapters))
     process.wait_for_everyone()
     return log
 
@@ -220,10 +223,11 @@ def _train(
     optimizer = torch.optim.AdamW(trained(model), lr=settings.lr, weight_decay=0.0, fused=True)
     scorer, optimizer = accelerator.prepare(bare, optimizer)
     # Computed once, before the first step: from here on nobody needs the reference itself, except to estimate a KL.
-    score = partial(score_all, bare, layout, processes)
+    at_once = math.ceil(settings.batch_size / settings.parts)
+    score = partial(score_all, bare, layout, processes, at_once)
     reference_logps = score(training) if method.needs_reference else None
     held_out_reference = score(held_out) if held_out and method.needs_reference else None
-    reference = reference_of(model) if prompts and processes.leads else None
+    reference = reference_of(model, at_once=2 * at_once) if prompts and processes.leads else None
 
     start = run.restore(model, optimizer) if run else 0
     batches = _batches(training, settings, skip=start)
@@ -266,7 +270,7 @@ def _train(
                 if evaluate and held_out:
                     record |= evaluate_held_out(score(held_out), held_out, held_out_reference, method, strengths)
                 if evaluate and reference is not None:
-                    record["kl"] = estimate_kl(model, reference, tokenizer, prompts, settings.seed)
+                    record["kl"] = estimate_kl(model, reference, tokenizer, prompts, settings.seed, at_once=2 * at_once)
                 if evaluate and processes.leads:
                     record |= {name: metric(model) for name, metric in metrics.items()}
                 if evaluate:
@@ -313,14 +317,28 @@ def learning_rate(settings: Settings, step: int) -> float:
     return settings.lr * rise * (1 - 0.9 * (step - 1) / settings.steps)
 
 
-def _try_loss(method: Method, strengths: Mapping[str, float], k: int) -> None:
+def try_loss(method: Method, strengths: Mapping[str, float], k: int) -> None:
     """The losses know which strengths make sense: ask before a run's folder is made, not at its first step."""
     zeros = torch.zeros(1, k)
     method.loss(Scores(zeros, torch.ones(1, k), zeros, zeros, mean_length=1.0), **strengths)
 
 
+def _adapters_of(model: PreTrainedModel | PeftModel) -> dict[str, Any] | None:
+    """What a run's LoRA adapters are, beside their weights."""
+    if not hasattr(model, "active_peft_config"):
+        return None
+    config = cast("LoraConfig", cast("PeftModel", model).active_peft_config)
+    return {
+        "rank": config.r,
+        "alpha": config.lora_alpha,
+        "targets": " ".join(sorted(config.target_modules or [])),
+        "base": unwrapped(model).name_or_path,
+    }
+
+
 def _advice(step: int, loss: float, grad_norm: float, settings: Settings, run: Run | None) -> str:
-    kept = f" The last checkpoint in {run.folder} is from before." if run else ""
+    has_checkpoint = run is not None and any(run.folder.glob("checkpoint-*.safetensors"))
+    kept = f" The last checkpoint in {run.folder} is from before." if run and has_checkpoint else ""
     return (
         f"step {step}: the loss is {loss} and the gradient's norm {grad_norm}; training stopped before they spoilt "
         f"the weights.{kept} Try a smaller learning rate (now {settings.lr:g}), a longer warm-up "

@@ -6,6 +6,7 @@ import copy
 import csv
 import itertools
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from dapedu.data import Record, Sequences
+from dapedu.data import Record, Sequences, encode_prompts
 from dapedu.models import score
 from dapedu.sampling import sample
 from dapedu.train.checkpoints import Run
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 SHOWN = ("loss", "margin", "accuracy", "chosen", "rejected", "kl", "tokens_s")  # beside the progress bar
 _BATCH = ("loss", "chosen", "rejected", "margin", "accuracy")
-_SCORED = 64  # examples read at once without gradient
 _SAMPLED = 64  # tokens of a completion that the KL is estimated on
 COLUMNS = ("step", *_BATCH, "grad_norm", "lr", "tokens_s", *(f"held_out_{name}" for name in _BATCH), "kl")
 
@@ -55,7 +55,7 @@ def scores_of(examples: Examples, rows: Sequence[int], logps: Tensor, reference_
 
 
 def score_all(
-    scorer: Callable[..., Tensor], layout: Callable[..., Any], processes: Processes, examples: Examples
+    scorer: Callable[..., Tensor], layout: Callable[..., Any], processes: Processes, at_once: int, examples: Examples
 ) -> Tensor:
     """Log-probability of every completion, without gradient: what is cached of a reference.
 
@@ -63,6 +63,7 @@ def score_all(
         scorer: from a batch to summed log-probabilities.
         layout: makes such a batch of sequences, see `dapedu.logps.layout_of`.
         processes: which share the work.
+        at_once: examples read together: as many as fit in memory with a gradient fit without.
         examples: what to score.
 
     Returns:
@@ -70,7 +71,7 @@ def score_all(
     """
     logps = torch.zeros(len(examples), examples.k)
     by_width = sorted(range(len(examples)), key=examples.widths.__getitem__)
-    batches = [by_width[first : first + _SCORED] for first in range(0, len(by_width), _SCORED)]
+    batches = [by_width[first : first + at_once] for first in range(0, len(by_width), at_once)]
     with torch.no_grad():
         for rows in batches[processes.accelerator.process_index :: processes.number]:
             batch = layout(examples.select(rows), device=processes.device)
@@ -127,21 +128,23 @@ def evaluate_held_out(
     return {f"held_out_{name}": value for name, value in measure(method.loss(scores, **strengths), scores).items()}
 
 
-def reference_of(model: PreTrainedModel | PeftModel) -> Callable[[Sequences], Tensor]:
-    """The model as it is now, to be asked for log-probabilities later: a copy, or its layers without the adapters.
+def reference_of(model: PreTrainedModel | PeftModel, *, at_once: int) -> Callable[[Sequences], Tensor]:
+    """The model as it is now, to be asked for log-probabilities later: a copy, or its layers without new adapters.
 
     Args:
         model: about to be trained.
+        at_once: sequences read together.
 
     Returns:
         A function like `dapedu.models.score` of the untrained model.
     """
-    if not hasattr(model, "disable_adapter"):
-        return partial(score, copy.deepcopy(model))
+    ends = [parameter for name, parameter in model.named_parameters() if "lora_B" in name]
+    if not ends or any(end.any() for end in ends):  # adapters that were trained before belong to the reference
+        return partial(score, copy.deepcopy(model), batch_size=at_once)
 
     def without_adapters(sequences: Sequences) -> Tensor:
         with cast("PeftModel", model).disable_adapter():
-            return score(model, sequences)
+            return score(model, sequences, batch_size=at_once)
 
     return without_adapters
 
@@ -152,6 +155,8 @@ def estimate_kl(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     seed: int,
+    *,
+    at_once: int,
 ) -> float:
     """KL(π‖π_ref) of whole completions, from one sample a prompt.
 
@@ -161,17 +166,19 @@ def estimate_kl(
         tokenizer: theirs.
         prompts: what to complete, see `kl_prompts`; one may stand there several times.
         seed: of the samples.
+        at_once: sequences scored together.
 
     Returns:
         Nats; unbiased, so it may be below 0 where the KL is small. Of completions of at most 64 tokens, or as many as
         the model can read behind the longest prompt.
     """
     room = _SAMPLED
-    if (limit := getattr(policy.config, "max_position_embeddings", None)) is not None:
-        heads = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    if (limit := getattr(policy.config.get_text_config(), "max_position_embeddings", None)) is not None:
+        heads = encode_prompts(prompts, tokenizer)
         room = min(room, limit - max(map(len, heads)))
-    samples = sample(policy, tokenizer, prompts, max_new_tokens=room, seed=seed)
-    return float((score(policy, samples.sequences) - reference(samples.sequences)).mean())
+    samples = sample(policy, tokenizer, prompts, max_new_tokens=room, seed=seed, every_token=True)
+    policy_logps = score(policy, samples.sequences, batch_size=at_once)
+    return float((policy_logps - reference(samples.sequences)).mean())
 
 
 def kl_prompts(
@@ -188,10 +195,15 @@ def kl_prompts(
         Prompts that take no more than half of what the model can read; none if all do.
     """
     prompts = [record["prompt"] for record in held_out]
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and prompts:
-        heads = tokenizer(prompts, add_special_tokens=False)["input_ids"]
-        prompts = [prompt for prompt, head in zip(prompts, heads, strict=True) if 2 * len(head) <= limit]
+        heads = encode_prompts(prompts, tokenizer)
+        room = [prompt for prompt, head in zip(prompts, heads, strict=True) if 2 * len(head) <= limit]
+        if not room and number:
+            warnings.warn(
+                "no KL is estimated: every held-out prompt fills half of what the model can read", stacklevel=2
+            )
+        prompts = room
     return list(itertools.islice(itertools.cycle(prompts), number))
 
 

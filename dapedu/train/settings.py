@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -66,7 +66,7 @@ class Plan(NamedTuple):
     steps: int
     epochs: float
     tokens_per_step: float  # prompts counted with each completion
-    read: float  # the share of them that the model reads: a shared prompt once, padding where it cannot be avoided
+    read: float  # the share of them that the model reads: common beginnings once, padding where it cannot be avoided
     parameters: int
     trained: int  # of the parameters
     memory: int  # bytes of weights, and of gradients and AdamW's two moments where trained; activations come on top
@@ -78,7 +78,7 @@ class Plan(NamedTuple):
                 f"examples     {self.examples:,}",
                 f"steps        {self.steps:,}, {self.epochs:,.2f} epochs",
                 f"tokens       {self.tokens_per_step:,.0f} a step; the model reads {self.read:.0%} of that, "
-                f"{'shared prompts once' if self.read <= 1 else 'in padded rectangles'}",
+                f"{'what texts begin with in common once' if self.read <= 1 else 'in padded rectangles'}",
                 f"parameters   {self.parameters:,}, of which {self.trained:,} are trained",
                 f"memory       {self.memory / 2**20:,.0f} MiB for weights, gradients and AdamW; activations besides",
                 f"time         about {self.seconds:,.0f} s, from {_TIMED} timed steps on {_device_name()}",
@@ -111,7 +111,7 @@ def plan(
     """
     records = apply_chat_template(records, tokenizer)
     examples = Examples.of(records, METHODS[method], tokenizer, max_length=settings.max_length)
-    examples.require_readable(model)
+    examples.require_readable(model, records)
     batches = batches_of_epoch(len(examples), batch_size=settings.batch_size, seed=settings.seed, epoch=0)
     trial = copy.deepcopy(model).float()
     trial.to(_device())  # type: ignore[arg-type]  # transformers' decorator hides the method
@@ -152,6 +152,7 @@ def model_card(
     settings: Settings,
     examples: Examples,
     log: Sequence[Mapping[str, float]],
+    adapters: Mapping[str, Any] | None = None,
 ) -> str:
     """The README.md of a trained model.
 
@@ -161,6 +162,7 @@ def model_card(
         settings: of the run.
         examples: what it was trained on.
         log: what was logged.
+        adapters: rank, alpha, targets and base of LoRA adapters, if these were trained.
 
     Returns:
         Markdown.
@@ -169,14 +171,18 @@ def model_card(
     return "\n".join(
         (
             "---",
-            "library_name: transformers",
+            *(
+                ["library_name: peft", f"base_model: {adapters['base']}"]
+                if adapters
+                else ["library_name: transformers"]
+            ),
             "pipeline_tag: text-generation",
             "---",
-            f"# A model trained by {method}",
+            f"# {'LoRA adapters' if adapters else 'A model'} trained by {method}",
             "",
-            f"Trained with dapedu: {METHODS[method].summary}. A model of a teaching laboratory: it knows the texts it "
-            "was trained on and nothing else, and is of no use outside the book.",
+            f"Trained with dapedu: {METHODS[method].summary}.",
             "",
+            *([f"- Adapters: {_listed(adapters)}"] if adapters else []),
             f"- Data: {len(examples):,} examples, checksum {examples.fingerprint()}",
             f"- Strengths: {_listed(strengths) or 'none'}",
             f"- Settings: {_listed(asdict(settings))}",
