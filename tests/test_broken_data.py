@@ -159,6 +159,12 @@ ROWS = [
     ("preferences", line(**PAIR | {"chosen": " \n"}), "`chosen` is empty"),
     ("preferences", line(**PAIR | {"rejected": "\u3000"}), "`rejected` is empty"),
     ("preferences", line(**PAIR | {"target": ""}), "`target` is empty"),
+    ("preferences", line(**PAIR | {"target": "d"}), "`target` is in some records only: the first record has none"),
+    (
+        "preferences",
+        line(prompt="Is it?", chosen="Is it? Yes", rejected="Is it? "),
+        "`rejected` is empty: only the prompt stands there",
+    ),
     ("preferences", line(**PAIR | {"prompt": None}), "`prompt` is null, expected text or a list of messages"),
     ("preferences", line(**PAIR | {"chosen": True}), "`chosen` is true or false, expected text"),
     ("preferences", line(**PAIR | {"chosen": {"text": "b"}}), "`chosen` is an object, expected text"),
@@ -239,6 +245,14 @@ def test_a_broken_record(kind, bad, message, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_the_first_record_without_a_target_is_named(tmp_path):
+    """Oracle: the line, where the first record has one."""
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(line(**PAIR | {"target": "d"}) * 2 + line(**PAIR))
+    with pytest.raises(DataError, match="line 3: `target` is in some records only: the first record has one"):
+        load_preferences(path)
+
+
 def test_more_than_one_problem_is_counted_by_kind(tmp_path):
     """Oracle: counted by hand."""
     path = tmp_path / "a b.jsonl"
@@ -277,7 +291,7 @@ ROWS_OF = {
     "preferences": [
         [PAIR | {"prompt": f"é {n}"} for n in range(4)],
         [{"chosen": f"{LONG} {n}", "rejected": f"{LONG} not {n}"} for n in range(4)],
-        [TALK, TALK | {"target": TALK["chosen"]}],
+        [TALK | {"target": TALK["chosen"]}] * 2,
         [{"chosen": "Is it? Yes", "rejected": "Is it? No"}] * 3,
         [{"prompt": "a", "chosen": TALK["prompt"] + TALK["chosen"], "rejected": TALK["prompt"] + TALK["rejected"]}] * 2,
     ],
@@ -431,5 +445,6 @@ def test_random_damage_gives_valid_records_or_a_clear_error(ending, tmp_path):
             assert records, case
             assert all(is_valid(record, kind) for record in records), (case, kind, records)
             assert len({len(record.get("completions", ())) for record in records}) == 1, case
+            assert len({"target" in record for record in records}) == 1, case
             assert [records.where(n).startswith(f"{path}, ") for n in range(len(records))] == [True] * len(records)
     assert min(outcomes.values()) > CASES[ending] // 40, outcomes  # else the damage is too much, or none

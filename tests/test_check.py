@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 
 from dapedu.cli import main
@@ -93,6 +94,33 @@ def test_tokens_and_what_must_be_cut(tokenizer):
     assert check_records(records, tokenizer=tokenizer, max_length=6).prompts_cut == []
 
 
+def test_what_the_tokens_show_and_the_texts_do_not(tokenizer):
+    """Oracle: ids by hand: an end alone, what a normaliser leaves out, the same words after other white space."""
+    fine = pair("a", "b", "c")
+    records = [fine, pair("a", "<eos>", "b"), pair("a", "b", "b <eos>"), pair("a", "b  c", "b c"), pair("a", "x", "y")]
+    report = check_records(records, tokenizer=tokenizer)
+    assert {kind: problem.positions for kind, problem in report.problems.items()} == {
+        "`chosen` and `rejected` have the same tokens": [2, 3, 4],  # of x and y the tokenizer knows neither
+        "`chosen` has no tokens but its end": [1],
+    }
+    assert list(report.usable) == [fine]
+    assert len(check_records(records).usable) == 5
+    rankings = [{"prompt": "a", "completions": ["b", second], "rewards": [0, 1]} for second in ("c", "b  ")]
+    report = check_records(rankings, tokenizer=tokenizer)
+    assert report.problems["`completions` have the same tokens"].positions == [1]
+    demonstrations = [{"prompt": "a", "completion": text} for text in ("b", "b", "<eos>")]
+    assert check_records(demonstrations, tokenizer=tokenizer).problems["`completion` has no tokens but its end"]
+
+
+def test_a_target_stands_in_all_records_or_in_none(file):
+    """Oracle: by hand: the first record decides."""
+    with_target = pair("a", "b", "c") | {"target": "d"}
+    report = check_records([with_target, pair("a", "b", "d"), with_target])
+    assert report.problems["`target` is in some records only"].positions == [1]
+    assert "record 1: `target` is in some records only: the first record has one" in str(report)
+    assert "target" not in check_records(file).characters
+
+
 def test_tokens_are_those_of_encode(tokenizer):
     """Oracle: `encode`, which ends a completion unless it has its end."""
     records = [{"prompt": "a b", "completion": "c"}, {"prompt": "a", "completion": "c d <eos>"}]
@@ -126,6 +154,17 @@ def test_prompts_that_are_held_out_too(tmp_path, file):
     save_records(tmp_path / "held.jsonl", [{"prompt": p, "completion": "x"} for p in ("z", f"a {SECRET}\n", "d")])
     report = check_records(file, held_out=tmp_path / "held.jsonl")
     assert report.shared_prompts == [(3, 2), (9, 3), (10, 3)]
+
+
+def test_held_out_records_have_a_split_of_their_own(tmp_path):
+    """Oracle: by hand: the splits share one prompt, a split shares all of its own."""
+    splits = {"train": [pair("a", "b", "c"), pair("b", "b", "c")], "test": [pair("b", "c", "d")]}
+    both = datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name, rows in splits.items()})
+    assert check_records(both, held_out=both, held_out_split="test").shared_prompts == [(1, 0)]
+    assert check_records(both, split="test", held_out=both).shared_prompts == [(0, 1)]
+    both.save_to_disk(tmp_path / "both")
+    words = ["data", "check", f"{tmp_path}/both", "--held-out", f"{tmp_path}/both", "--held-out-split", "test"]
+    assert main(words) == 0
 
 
 def test_rankings_are_checked_too():
@@ -202,8 +241,9 @@ def test_the_output_can_be_loaded(file, tmp_path, capsys):
     clean = tmp_path / "new" / "clean.jsonl"
     assert checked([file, FIXTURE, "--output", clean], capsys)[0] == 1
     assert load_preferences(clean) == [*check_records(file).usable, *load_preferences(FIXTURE)]
-    assert checked([FIXTURE, "--kind", "demonstrations", "--output", clean], capsys)[0] == 0
-    assert load_demonstrations(clean) == load_demonstrations(FIXTURE)
+    other = tmp_path / "new" / "demonstrations.jsonl"
+    assert checked([FIXTURE, "--kind", "demonstrations", "--output", other], capsys)[0] == 0
+    assert load_demonstrations(other) == load_demonstrations(FIXTURE)
 
 
 def test_the_tokenizer_is_that_of_a_folder(file, tmp_path, capsys, tokenizer):
@@ -224,7 +264,10 @@ def test_the_tokenizer_is_that_of_a_folder(file, tmp_path, capsys, tokenizer):
     [
         (["{0}", "--max-length", "8"], "--max-length counts tokens, so it needs --tokenizer"),
         (["{0}", "--list", "-1"], "--list is -1, expected at least 0"),
-        (["{0}", "--output", "{0}"], "pairs.jsonl itself, which would be lost; name another file"),
+        (["{0}", "--output", "{0}"], "pairs.jsonl, which exists already; remove it or choose another name"),
+        (["{0}", "--held-out", "{1}/../{1.name}/pairs.jsonl"], "would be evaluated on what it is trained on"),
+        (["{0}", "--held-out", "{0}", "--held-out-split", "test"], "would be evaluated on what it is trained on"),
+        (["{0}", "--tokenizer", "{1}/model", "--max-length", "1"], "max_length is 1, expected at least 2"),
         (["{0}", "--output", "{1}/x.csv"], "expected a name that ends with .jsonl"),
         (["{0}", "--tokenizer", "{1}/none"], "none"),
         (["{0}", "{1}/rankings.jsonl", "--output", "{1}/x.jsonl"], "records of different kinds"),
@@ -236,6 +279,7 @@ def test_the_tokenizer_is_that_of_a_folder(file, tmp_path, capsys, tokenizer):
 )
 def test_words_that_make_no_sense_are_refused(words, message, file, tmp_path, capsys):
     """Oracle: status 2, one line, nothing written, the file as it was."""
+    word_tokenizer("a b").save_pretrained(tmp_path / "model")
     save_records(tmp_path / "rankings.jsonl", [{"prompt": "a", "completions": ["b", "c"], "rewards": [0, 1]}])
     save_records(tmp_path / "threes.jsonl", [{"prompt": "a", "completions": ["b", "c", "d"], "rewards": [0, 1, 2]}])
     before = file.read_bytes()
@@ -249,6 +293,23 @@ def test_words_that_make_no_sense_are_refused(words, message, file, tmp_path, ca
     assert file.read_bytes() == before
     assert not (tmp_path / "x.jsonl").exists()
     assert load_rankings(tmp_path / "rankings.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--max-length", "abc"], "argument --max-length: abc, expected a whole number"),
+        (["--max-length", "0"], "argument --max-length: 0, expected at least 1"),
+        (["--output", ""], "argument --output: an empty name, expected one"),
+        (["--output", "{1}"], "is a folder, expected a file's name"),
+    ],
+)
+def test_values_that_are_none_of_an_options(words, message, file, tmp_path, capsys):
+    """Oracle: argparse's own line with our words."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["data", "check", str(file), *(word.format(file, tmp_path) for word in words)])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_nothing_usable_is_nothing_written(tmp_path, capsys):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,6 +16,7 @@ from dapedu import experiments
 from dapedu.cli import main
 from dapedu.data import load_demonstrations, load_preferences, load_rankings, save_records
 from dapedu.experiments import units
+from dapedu.models import load_model
 from dapedu.train import METHODS, DivergedError
 
 torch.set_num_threads(1)
@@ -47,6 +49,10 @@ def session(tmp_path_factory) -> Path:
             f"{folder}/{kind}.jsonl",
         ]
         assert main(words) == 0
+    pairs = list(load_preferences(folder / "pairs.jsonl"))
+    splits = {"train": pairs[8:], "test": pairs[:8]}
+    both = datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name, rows in splits.items()})
+    both.save_to_disk(folder / "both")
     return folder
 
 
@@ -85,7 +91,8 @@ def test_every_method_trains_by_its_name(method, session, tmp_path, capsys):
     """Oracle: the weights moved, and the folder says by what; a model is found by the folder of its run."""
     data = "rankings" if METHODS[method].records == "rankings" else "pairs"
     words = ["train", "--method", method, "--model", f"{session}/sft", "--data", f"{session}/{data}.jsonl"]
-    assert main([*words, "--held-out", f"{session}/{data}.jsonl", "--output", f"{tmp_path}/run", *FEW]) == 0
+    shutil.copy(session / f"{data}.jsonl", tmp_path / "held_out.jsonl")
+    assert main([*words, "--held-out", f"{tmp_path}/held_out.jsonl", "--output", f"{tmp_path}/run", *FEW]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("step 3, loss ")
     assert "held_out_loss" in out[0]
@@ -122,6 +129,46 @@ def test_sft_goes_on_with_a_model_that_is_given(session, tmp_path):
     )
     for name in before:
         torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("model", "adapters", "lr"), [(False, False, 4e-3), (False, True, 4e-3), (True, False, 1e-5), (True, True, 1e-4)]
+)
+def test_a_model_that_knows_something_is_trained_in_smaller_steps(model, adapters, lr, session, tmp_path):
+    """Oracle: what the run's folder says it was asked."""
+    words = ["sft", "--data", f"{session}/train.jsonl", "--output", f"{tmp_path}/run", *FEW]
+    words += ["--model", f"{session}/sft"] * model + ["--lora-rank", "2"] * adapters
+    assert main(words) == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf8"))["settings"]["lr"] == lr
+
+
+def test_adapters_of_a_model_without_a_folder_keep_their_base(session, tmp_path, capsys):
+    """Oracle: the model that was trained further, read from its own folder; a resumed run finds the same base."""
+    words = ["sft", "--data", f"{session}/train.jsonl", "--lora-rank", "2", "--output", f"{tmp_path}/first", *FEW]
+    assert main([*words, "--dry-run"]) == 0
+    assert not list(tmp_path.iterdir())
+    capsys.readouterr()
+    assert main(words) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == f"wrote {tmp_path}/first/base, the adapters' base, which had no folder yet"
+    assert out[1].startswith("step 3, loss ")
+    merged, _ = load_model(tmp_path / "first" / "model")  # the base with what was learnt
+
+    words = ["train", "--method", "dpo", "--model", f"{tmp_path}/first", "--data", f"{session}/pairs.jsonl"]
+    words += ["--lora-rank", "2", "--output", f"{tmp_path}/second", *FEW]
+    assert main(words) == 0
+    base, _ = load_model(tmp_path / "second" / "base")
+    for one, other in zip(base.parameters(), merged.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    named = json.loads((tmp_path / "second" / "model" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert named == str((tmp_path / "second" / "base").resolve())
+    before = (tmp_path / "second" / "base" / "model.safetensors").stat().st_mtime_ns
+    assert main([*words, "--resume"]) == 0
+    assert (tmp_path / "second" / "base" / "model.safetensors").stat().st_mtime_ns == before
+
+    shutil.copytree(session / "sft" / "model", tmp_path / "third" / "base")
+    words[words.index(f"{tmp_path}/second")] = f"{tmp_path}/third"
+    assert "third/base holds another model than the adapters' base" in refused(words, capsys)
 
 
 def test_samples_are_read_or_kept(session, tmp_path, capsys):
@@ -175,6 +222,9 @@ def test_a_dry_run_says_what_it_would_take_and_writes_nothing(command, session, 
     assert [line.split()[0] for line in lines] == ["examples", "steps", "tokens", "parameters", "memory", "time"]
     assert "50, " in lines[1]
     assert "MiB" in lines[4]
+    if command == "train":
+        said = refused([*words, "--output", f"{tmp_path}/run", "--dry-run", "--beta", "-1"], capsys)
+        assert "dpo_loss: beta is -1.0" in said
     assert not list(tmp_path.iterdir())
     assert sorted(session.rglob("*")) == before
 
@@ -210,7 +260,13 @@ def test_every_command_explains_itself(command, capsys):
         (["dpo", "--data", "{}/pairs.jsonl", "--beta", "-1"], "dpo_loss: beta is -1.0"),
         (["dpo", "--data", "{}/pairs.jsonl", "--lr", "nan"], "Settings: lr is nan, expected a positive number"),
         (["rrhf", "--data", "{}/pairs.jsonl"], "pairs.jsonl, line 1: no `completions`; there are"),
-        (["dpo", "--data", "{}/long.jsonl"], "records[1] has 203 tokens, prompt and end included, more than the 96"),
+        (["dpo", "--data", "{}/pairs.jsonl", "--held-out", "{}/pairs.jsonl"], "evaluated on what it is trained on"),
+        (["sft", "--data", "{}/train.jsonl", "--held-out", "{}/sft/../train.jsonl"], "evaluated on what it is trained"),
+        (["dpo", "--data", "{}/both", "--held-out", "{}/both"], "both, split train: a model would be evaluated on"),
+        (["dpo", "--data", "{}/pairs.jsonl", "--held-out", "{}/both", "--held-out-split", "x"], "no split 'x'"),
+        (["dpo", "--data", "{}/pairs.jsonl", "--lora-alpha", "2"], "about adapters, which only --lora-rank makes"),
+        (["dpo", "--data", "{}/pairs.jsonl", "--lora-rank", "2", "--lora-alpha", "0"], "alpha is 0.0, expected"),
+        (["dpo", "--data", "{}/long.jsonl"], "long.jsonl, line 2: 203 tokens, prompt and end included, are more than the 96"),
     ],
 )
 def test_bad_words_and_files_are_refused_before_anything_is_written(words, message, session, tmp_path, capsys):
@@ -223,6 +279,27 @@ def test_bad_words_and_files_are_refused_before_anything_is_written(words, messa
     said = refused([*(word.format(session) for word in words), "--output", f"{tmp_path}/run", "--quiet"], capsys)
     assert message in said
     assert not list(tmp_path.iterdir())
+
+
+def test_splits_of_one_dataset_are_trained_on_and_held_out(session, tmp_path):
+    """Oracle: what is logged: held-out records were evaluated."""
+    words = ["train", "--method", "dpo", "--model", f"{session}/sft", "--output", f"{tmp_path}/run", *FEW]
+    words += ["--data", f"{session}/both", "--held-out", f"{session}/both", "--held-out-split", "test"]
+    assert main(words) == 0
+    assert (tmp_path / "run" / "log.csv").read_text(encoding="utf8").splitlines()[-1].split(",")[9]  # held_out_loss
+
+
+@pytest.mark.parametrize("output", ["{}/sft", "{}/sft/.", "{}"])
+def test_the_model_that_is_trained_is_not_written_over(output, session, tmp_path, capsys):
+    """Oracle: one line, the files as they were; a model's own folder, and one whose `model` it is."""
+    here = shutil.copytree(session / "sft" / "model", tmp_path / "model")
+    shutil.copytree(session / "sft" / "model", tmp_path / "sft")
+    before = sorted(tmp_path.rglob("*"))
+    model = here if output == "{}" else tmp_path / "sft"
+    words = ["train", "--method", "dpo", "--model", str(model), "--data", f"{session}/pairs.jsonl", "--quiet"]
+    said = refused([*words, "--output", output.format(tmp_path)], capsys)
+    assert f"--output is the folder of --model {model}, which would change" in said
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
@@ -256,6 +333,14 @@ def test_the_other_commands_refuse_as_shortly(words, message, session, capsys):
     "words",
     [
         [],
+        *(["data", "corpus", "--output", "x", "--seed", seed] for seed in ("-1", str(2**63), "1.5")),
+        *([*command, "--output", ""] for command in (["sft", "--data", "x"], ["data", "corpus"], ["sample"])),
+        ["data", "corpus", "--output", "."],
+        ["evaluate", "--model", "x", "--output", ""],
+        ["sft", "--data", "x", "--output", "y", "--model-seed", "-1"],
+        ["sft", "--data", "x", "--output", "y", "--seed", "-1"],
+        ["evaluate", "--model", "x", "--seed", "-1"],
+        ["sample", "--model", "x", "--seed", "-1"],
         ["tarin"],
         ["train", "--method", "ppo"],
         ["data", "corpus", "--number", "0", "--output", "x"],

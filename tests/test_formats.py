@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow
 import pytest
 from pyarrow import parquet
@@ -124,6 +125,23 @@ MIX = {
         (MIX | {"prompt": TALK["prompt"]}, TALK),
         ({"chosen": MIX["chosen"], "rejected": MIX["rejected"]}, TALK),
         (TALK | {"chosen": [assistant("A cat.") | {"name": None}]}, TALK),
+        # A prompt that stands in both completions again, as in tables made of UltraFeedback.
+        (PAIR | {"chosen": "What is it? A cat.", "rejected": "What is it? A dog."}, PAIR),
+        (
+            PAIR | {"chosen": "What is it? A cat.", "rejected": "What is it? A dog.", "target": "What is it? It."},
+            PAIR | {"target": " It."},
+        ),
+        (MIX | {"target": [*TALK["prompt"], assistant("It.")]}, TALK | {"target": [assistant("It.")]}),
+        # In one of them alone it is an echo; a longer word is another one; one word may begin any text.
+        *(
+            (row, row)
+            for row in (
+                PAIR | {"chosen": "What is it? A cat."},
+                {"prompt": "Name a dog", "chosen": "Name a dogma.", "rejected": "Name a dog."},
+                {"prompt": "The", "chosen": "The cat.", "rejected": "The dog."},
+                PAIR | {"target": "What is it? A cat."},
+            )
+        ),
         # A rejected conversation that ends where the chosen one goes on keeps its last message.
         (
             {"chosen": [user("a"), assistant("b"), user("c"), assistant("d")], "rejected": [user("a"), assistant("b")]},
@@ -166,6 +184,17 @@ def test_demonstrations_in_their_canonical_form(row, record):
 def test_rankings_in_their_canonical_form(row):
     """Oracle: the record."""
     assert load_rankings([row | {"model": "m"}]) == [row]
+
+
+def test_rewards_may_be_numpys_numbers(tmp_path):
+    """Oracle: the record with Python's numbers, which JSON can hold; NaN and truth values are none."""
+    for rewards in ([np.float64(1), np.float64(-0.5)], [np.float32(1), np.float32(-0.5)], [np.int64(1), -0.5]):
+        records = load_rankings([RANKING | {"rewards": rewards}])
+        assert records == [RANKING]
+        save_records(tmp_path / "rankings.jsonl", records)
+    for bad in (np.float32("nan"), np.float32("inf"), np.bool_(True)):
+        with pytest.raises(DataError, match="`rewards` is not a list of finite numbers"):
+            load_rankings([RANKING | {"rewards": [bad, 1.0]}])
 
 
 def test_a_row_is_left_as_it_was():
@@ -441,6 +470,7 @@ def test_rankings_are_rendered_and_text_passes(tmp_path):
         ("{{ raise_exception('roles must alternate') }}", "refuses the conversation (roles must alternate)"),
         ("{{ messages[0].content + 1 }}", "refuses the conversation (can only concatenate str"),
         ("{{ messages[9].content.x }}", "refuses the conversation ("),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "refuses the conversation (maximum recursion depth"),
         ("{% if %}", "refuses the conversation ("),
         (
             "{{ messages | length }}",

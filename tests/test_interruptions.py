@@ -295,6 +295,72 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_there(damage, start
     assert steps_logged(output) == list(range(1, 9))
 
 
+def test_files_of_something_else_stay(start, tmp_path):
+    """Oracle: the message names them, and no byte changes."""
+    for name, content_ in {
+        "log.csv": b"run,score\n1,0.93\n",
+        "checkpoint-00000001-mine.safetensors": b"precious",
+        "checkpoint-00000003.safetensors": b"of a run without run.json",
+        "model/notes.txt": b"mine",
+    }.items():
+        output = tmp_path / name.replace("/", "-")
+        (output / name).parent.mkdir(parents=True)
+        (output / name).write_bytes(content_)
+        before = content(output)
+        for resume in (False, True):
+            with pytest.raises(RunError) as error:
+                go(start, output, resume=resume)
+            named = name.split("/")[0]
+            assert str(error.value) == f"{output} holds files of something else ({named}): choose another folder"
+            assert content(output) == before
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'"x"', b"\xff", b'{"lr": 1}'])
+def test_a_damaged_run_json_is_named(damage, start, tmp_path):
+    """Oracle: the file's name in the message, and no byte changes."""
+    output = tmp_path / "run"
+    go(start, output)
+    (output / "run.json").write_bytes(damage)
+    before = content(output)
+    for resume in (False, True):
+        with pytest.raises(RunError, match=r"run\.json .*: choose another folder"):
+            go(start, output, resume=resume)
+    assert content(output) == before
+
+
+def test_only_its_own_checkpoints_are_dropped_and_read(start, tmp_path):
+    """Oracle: files of similar names as they were, and a run that was left alone."""
+    output = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        go(start, output, at=4, send=[signal.SIGINT])
+    others = [output / f"checkpoint-{name}.safetensors" for name in ("best", "00000001-mine", "1", "000000009")]
+    for file in others:
+        file.write_bytes(b"mine")
+    resumed, _ = go(start, output, resume=True)
+    assert_same(resumed, go(start, None)[0])
+    assert [file.read_bytes() for file in others] == [b"mine"] * 4
+    assert len(list(output.glob("checkpoint-0000000[0-9].safetensors"))) == 2
+
+
+@pytest.mark.parametrize("left", ["run.json alone", "a header"])
+def test_a_run_that_did_nothing_may_be_asked_something_else(left, start, tmp_path):
+    """Oracle: a run that was left alone: its header, its rows, its run.json; a resumed one must be the same."""
+    go(start, tmp_path / "alone")
+    output = tmp_path / "run"
+    output.mkdir()
+    asked = (tmp_path / "alone" / "run.json").read_text(encoding="utf8")
+    (output / "run.json").write_text(asked.replace('"seed": 0', '"seed": 7'), encoding="utf8")
+    if left == "a header":
+        (output / "log.csv").write_text("step,loss,other\n", encoding="utf8")
+    with pytest.raises(RunError, match=r"asked something else \(seed was 7, now 0\)"):
+        go(start, output, resume=True)
+    go(start, output)
+    assert (output / "run.json").read_text(encoding="utf8") == asked
+    assert table(output) == table(tmp_path / "alone")
+    with pytest.raises(RunError, match="already holds a run"):
+        go(start, output)
+
+
 @pytest.mark.parametrize("left", ["an empty table", "a header", "no table"])
 def test_killed_before_the_first_row(left, start, tmp_path):
     """Oracle: a run that was left alone: its header, its rows."""

@@ -55,9 +55,10 @@ RECTANGLES = {
     "gemma2, capped logits": Gemma2Config(head_dim=8, **DEEP, final_logit_softcapping=0.1),
     "cohere, scaled logits": CohereConfig(**DEEP),
     "granite, scaled logits": GraniteConfig(**DEEP, logits_scaling=4.0),
+    "gemma2, attention capped at 50": Gemma2Config(head_dim=8, **DEEP, final_logit_softcapping=None),
     "gemma3, capped logits, small as they are": Gemma3TextConfig(head_dim=8, **DEEP, final_logit_softcapping=30.0),
     "qwen2-moe, a window by its mask alone": Qwen2MoeConfig(
-        use_sliding_window=True, sliding_window=3, max_window_layers=2, num_experts=4, moe_intermediate_size=16, **DEEP
+        use_sliding_window=True, sliding_window=16, max_window_layers=2, num_experts=4, moe_intermediate_size=16, **DEEP
     ),
     "bloom, positions by bias": BloomConfig(n_layer=2, n_head=4, hidden_size=32, **SIZE),
     "falcon, positions by bias": FalconConfig(alibi=True, new_decoder_architecture=False, **WIDE),
@@ -164,6 +165,6 @@ def test_the_model_attends_as_before_afterwards(model):
 
 def test_a_model_that_forgets_its_activations_is_read_in_rectangles(model):
     """Oracle: gradients of `alone`; in the backward pass a layer would be read again, without knowing of the row."""
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     assert layout_of(model.eval()) is pack
     assert layout_of(model.train()) is collate

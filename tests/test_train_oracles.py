@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dapedu.data import encode
@@ -305,4 +306,6 @@ def test_a_run_goes_on_with_its_own_adapters_only(model, tokenizer, tmp_path):
             continue
         with pytest.raises(RunError, match=r"alpha was 4.0, now 8.0"):
             go(policy, tokenizer, "dpo", steps=2, batch_size=8, output=tmp_path / "run", resume=True)
+    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*.safetensors")
+    assert {name.split(".")[0] for name in load_file(checkpoint) if "lora_" not in name} == {"optimizer", "random"}
     assert "base_model: " in (tmp_path / "run" / "model" / "README.md").read_text()

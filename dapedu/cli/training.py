@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dapedu.cli.inputs import at_least_one, attempt, load, refuse
+from dapedu.cli.inputs import at_least_one, attempt, load, output_name, refuse, refuse_same_records, seed
 from dapedu.train import METHODS, SFT_SETTINGS, Settings
 
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ _SETTINGS = {
     "kl_samples": "completions drawn at an evaluation to estimate the KL",
     "checkpoint_every": "steps between checkpoints",
 }
+# Of supervised fine-tuning where the model knows something already: all weights, or adapters alone.
+_LR_GIVEN, _LR_ADAPTERS = 1e-5, 1e-4
+_CARD = "# The base of adapters\n\nThe adapters of the run in the folder above were trained beside these weights.\n"
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -59,12 +62,12 @@ def _add_sft(commands: argparse._SubParsersAction) -> None:
         description="Make a tiny GPT-2, or take one from a folder, and train it to imitate demonstrations.",
     )
     sft.add_argument("--data", required=True, metavar="DATA", help=f"demonstrations: {_A_SOURCE}")
-    sft.add_argument("--split", default="train", help="of a dataset that has several (default: train)")
-    sft.add_argument("--held-out", metavar="DATA", help="demonstrations that are evaluated, not trained on")
+    _add_splits(sft, "demonstrations")
     sft.add_argument("--size", default="tiny", help="of a new model: tiny or small (default: tiny)")
     sft.add_argument("--model", metavar="MODEL", help=f"train this one instead of a new one: {_A_MODEL}")
-    sft.add_argument("--model-seed", type=int, default=0, help="of a new model's weights (default: 0)")
-    _add_training(sft, SFT_SETTINGS)
+    sft.add_argument("--model-seed", type=seed, default=0, help="of a new model's weights (default: 0)")
+    lr = f"{SFT_SETTINGS.lr:g} for a new model, {_LR_GIVEN:g} for a given one, {_LR_ADAPTERS:g} for its adapters"
+    _add_training(sft, SFT_SETTINGS, later={"lr": lr})
     sft.set_defaults(run=_sft, parser=sft)
 
 
@@ -83,16 +86,24 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     train.add_argument("--method", required=True, choices=[name for name in METHODS if name != "sft"])
     train.add_argument("--model", required=True, metavar="MODEL", help=f"the SFT model: {_A_MODEL}")
     train.add_argument("--data", required=True, metavar="DATA", help=f"preferences, or rankings for rrhf: {_A_SOURCE}")
-    train.add_argument("--split", default="train", help="of a dataset that has several (default: train)")
-    train.add_argument("--held-out", metavar="DATA", help="records that are evaluated, not trained on")
+    _add_splits(train, "records")
     for name, text in _STRENGTHS.items():
         train.add_argument(_flag(name), type=float, help=f"{text} (default: the paper's)")
-    _add_training(train, Settings())
+    _add_training(train, Settings(), later={})
     train.set_defaults(run=_train, parser=train)
 
 
-def _add_training(parser: argparse.ArgumentParser, defaults: Settings) -> None:
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="for the log, checkpoints and the model")
+def _add_splits(parser: argparse.ArgumentParser, records: str) -> None:
+    parser.add_argument("--split", default="train", help="of a dataset that has several (default: train)")
+    parser.add_argument("--held-out", metavar="DATA", help=f"{records} that are evaluated, not trained on")
+    parser.add_argument("--held-out-split", default="train", metavar="SPLIT", help="of that (default: train)")
+
+
+def _add_training(parser: argparse.ArgumentParser, defaults: Settings, *, later: dict[str, str]) -> None:
+    """Options of a run; `later` says of which settings the default depends on others, and how."""
+    parser.add_argument(
+        "--output", required=True, type=output_name, metavar="FOLDER", help="for the log, checkpoints and the model"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the folder's last checkpoint")
     parser.add_argument("--dry-run", action="store_true", help="say what it would take: tokens, steps, memory, time")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -102,13 +113,21 @@ def _add_training(parser: argparse.ArgumentParser, defaults: Settings) -> None:
     for name, text in _SETTINGS.items():
         if name != "max_length":
             default = getattr(defaults, name)
-            parser.add_argument(_flag(name), type=type(default), default=default, help=f"{text} (default: {default:g})")
+            parser.add_argument(
+                _flag(name),
+                type=seed if name == "seed" else type(default),
+                default=None if name in later else default,
+                help=f"{text} (default: {later.get(name, f'{default:g}')})",
+            )
 
 
 def _sft(options: argparse.Namespace) -> int:
     from dapedu import reviews
     from dapedu.data import load_demonstrations
 
+    _check_words(options)
+    if options.lr is None:
+        options.lr = SFT_SETTINGS.lr if not options.model else _LR_ADAPTERS if options.lora_rank else _LR_GIVEN
     records, held_out = _records(options, load_demonstrations)
     if options.model:
         model, tokenizer = load(options, options.model)
@@ -127,6 +146,7 @@ def _train(options: argparse.Namespace) -> int:
         if name not in method.strengths:
             has = " and ".join(_flag(own) for own in method.strengths)
             refuse(options, f"{_flag(name)} is no strength of {options.method}, which has {has}")
+    _check_words(options)
     records, held_out = _records(options, load_rankings if method.records == "rankings" else load_preferences)
     model, tokenizer = load(options, options.model)
     return _run_training(
@@ -146,15 +166,21 @@ def _run_training(
 ) -> int:
     from dapedu.models import add_lora
     from dapedu.train import DivergedError, RunError, plan, train_preference
+    from dapedu.train.loop import try_loss
     from dapedu.train.processes import this_process
 
     settings = attempt(options, lambda: Settings(**{name: getattr(options, name) for name in _SETTINGS}))
     model: PreTrainedModel | PeftModel = base
     if options.lora_rank:
-        alpha = options.lora_alpha or 2 * options.lora_rank
+        if not base.name_or_path and not options.dry_run:
+            _keep_base(options, base, tokenizer)
+        alpha = 2 * options.lora_rank if options.lora_alpha is None else options.lora_alpha
         model = attempt(options, lambda: add_lora(base, rank=options.lora_rank, alpha=alpha))
     if options.dry_run:
-        print(attempt(options, lambda: plan(model, tokenizer, records, method=method, settings=settings)))
+        attempt(options, lambda: try_loss(METHODS[method], strengths, 2))
+        foreseen = attempt(options, lambda: plan(model, tokenizer, records, method=method, settings=settings))
+        if this_process().is_main_process:
+            print(foreseen)
         return 0
     try:
         log = train_preference(
@@ -182,11 +208,51 @@ def _run_training(
     return 0
 
 
+def _check_words(options: argparse.Namespace) -> None:
+    """What can be seen before a file is read."""
+    from dapedu.train.checkpoints import RunError, require_usable
+
+    if options.lora_alpha is not None and not options.lora_rank:
+        refuse(options, "--lora-alpha is about adapters, which only --lora-rank makes")
+    refuse_same_records(options, options.data)
+    output = Path(options.output).resolve()
+    if options.model and Path(options.model).resolve() in (output, output / "model"):
+        refuse(options, f"--output is the folder of --model {options.model}, which would change; choose another one")
+    if not options.dry_run:
+        try:
+            require_usable(Path(options.output), resume=options.resume)
+        except RunError as problem:
+            refuse(options, problem)
+
+
+def _keep_base(options: argparse.Namespace, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Adapters name their base's folder; a model that was just made, or merged with other adapters, has none yet."""
+    import torch
+
+    from dapedu.models import save_model
+    from dapedu.train.processes import this_process
+
+    process, folder = this_process(), (Path(options.output) / "base").resolve()
+    if process.is_main_process:
+        if folder.exists():
+            kept, now = load(options, str(folder))[0].state_dict(), base.state_dict()
+            if kept.keys() != now.keys() or not all(torch.equal(kept[name], now[name]) for name in now):
+                refuse(options, f"{folder} holds another model than the adapters' base; choose another --output")
+        else:
+            attempt(options, lambda: save_model(base, tokenizer, folder, card=_CARD))
+            print(f"wrote {Path(options.output) / 'base'}, the adapters' base, which had no folder yet")
+    process.wait_for_everyone()
+    base.name_or_path = str(folder)
+
+
 def _records(options: argparse.Namespace, read: Callable[..., Records]) -> tuple[Sequence[Record], Sequence[Record]]:
     """The training and held-out records; what is wrong with a file is found before any work starts."""
-    return attempt(
-        options, lambda: (read(options.data, split=options.split), read(options.held_out) if options.held_out else [])
-    )
+
+    def both() -> tuple[Sequence[Record], Sequence[Record]]:
+        records = read(options.data, split=options.split)
+        return records, read(options.held_out, split=options.held_out_split) if options.held_out else []
+
+    return attempt(options, both)
 
 
 def _flag(name: str) -> str:
