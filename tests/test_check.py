@@ -156,7 +156,7 @@ def test_prompts_that_are_held_out_too(tmp_path, file):
     assert report.shared_prompts == [(3, 2), (9, 3), (10, 3)]
 
 
-def test_held_out_records_have_a_split_of_their_own(tmp_path):
+def test_held_out_records_have_a_split_of_their_own(tmp_path, capsys):
     """Oracle: by hand: the splits share one prompt, a split shares all of its own."""
     splits = {"train": [pair("a", "b", "c"), pair("b", "b", "c")], "test": [pair("b", "c", "d")]}
     both = datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name, rows in splits.items()})
@@ -165,6 +165,7 @@ def test_held_out_records_have_a_split_of_their_own(tmp_path):
     both.save_to_disk(tmp_path / "both")
     words = ["data", "check", f"{tmp_path}/both", "--held-out", f"{tmp_path}/both", "--held-out-split", "test"]
     assert main(words) == 0
+    assert "rows 1 as its 0" in capsys.readouterr().out
 
 
 def test_rankings_are_checked_too():

@@ -301,7 +301,7 @@ def test_files_of_something_else_stay(start, tmp_path):
         "log.csv": b"run,score\n1,0.93\n",
         "checkpoint-00000001-mine.safetensors": b"precious",
         "checkpoint-00000003.safetensors": b"of a run without run.json",
-        "model/notes.txt": b"mine",
+        "model/config.json": b"{}",
     }.items():
         output = tmp_path / name.replace("/", "-")
         (output / name).parent.mkdir(parents=True)

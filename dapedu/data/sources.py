@@ -222,7 +222,9 @@ def _parsed(text: str, expected: str) -> Any:
     try:
         return _DECODER.decode(text)
     except json.JSONDecodeError as error:
-        raise RowError("not JSON", f" ({error.msg} at character {error.pos + 1}); {expected}") from None
+        raise RowError(
+            "not JSON", f" ({error.msg.removesuffix(' at')} at character {error.pos + 1}); {expected}"
+        ) from None
     except RecursionError:
         raise RowError("not readable JSON", " (nested too deeply)") from None
     except ValueError:

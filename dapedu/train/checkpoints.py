@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ class Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.log.unlink(missing_ok=True)  # it has no rows, but perhaps the header of another run
-            _write(self.folder / _ASKED, (json.dumps(asked, indent=1, ensure_ascii=False) + "\n").encode())
+            text = json.dumps(asked, indent=1, ensure_ascii=False) + "\n"
+            _write(self.folder / _ASKED, lambda partial: partial.write_text(text, encoding="utf8"))
         except OSError as error:
             raise RunError(f"{self.folder} cannot be written ({error.strerror}); choose another folder") from None
 
@@ -68,7 +70,7 @@ class Run:
             step: optimiser steps done.
             model, optimizer: as they are after that step.
         """
-        from safetensors.torch import save
+        from safetensors.torch import save_file
 
         tensors = {f"model.{name}": value for name, value in _weights(model).items()}
         for number, state in optimizer.state_dict()["state"].items():
@@ -76,8 +78,9 @@ class Run:
         tensors["random.cpu"] = torch.get_rng_state()
         if torch.cuda.is_available():
             tensors["random.cuda"] = torch.cuda.get_rng_state()
-        content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
-        _write(self.folder / f"checkpoint-{step:08}.safetensors", content)
+        # Not all of it as one string of bytes first, which would be twice as much again.
+        content = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        _write(self.folder / f"checkpoint-{step:08}.safetensors", lambda partial: save_file(content, partial))
         for old in _checkpoints(self.folder)[:-_KEPT]:
             old.unlink()
 
@@ -140,7 +143,7 @@ class Run:
         kept = [row for row in rows if len(row) == len(header) and row[0].isdigit() and int(row[0]) <= step]
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([header, *kept])
-        _write(self.log, text.getvalue().encode())
+        _write(self.log, lambda partial: partial.write_bytes(text.getvalue().encode()))
         named = [{name: value for name, value in zip(header, row, strict=True) if value} for row in kept]
         return [{name: int(value) if name == "step" else float(value) for name, value in row.items()} for row in named]
 
@@ -207,11 +210,10 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     return unique
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, write: Callable[[Path], object]) -> None:
     """A file that is there whole or not at all, also after a power cut."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
+    write(partial)
+    with partial.open("r+b") as file:
         os.fsync(file.fileno())
     os.replace(partial, path)
