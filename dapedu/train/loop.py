@@ -170,7 +170,8 @@ def train_preference(
             "held_out": watched.fingerprint() if watched else None,
             "metrics": list(metrics or {}),
             "start": _fingerprint(model),
-            "adapters": adapters,
+            # Not where the base is: the folders may have moved, and `start` knows its weights.
+            "adapters": {name: value for name, value in (adapters or {}).items() if name != "base"} or None,
         }
         with process.main_process_first():  # the others find its folder, and that they were asked the same
             run = Run(output, asked=asked, resume=resume or not process.is_main_process)
