@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dapedu.cli import main
 from dapedu.data import save_records
 from dapedu.models import load_model, save_model
 from tests.train_cases import RECORDS, WORDS, weights
@@ -82,3 +83,15 @@ def test_two_processes_go_on_with_what_one_left(start):
     (start / "resumed" / f"checkpoint-{STEPS:08}.safetensors").unlink()
     run(start, LAUNCHERS["torchrun"], "resumed", "--resume")
     assert_alike(start / "one", start / "resumed")
+
+
+@pytest.mark.parametrize("plugin", ["FSDP", "DEEPSPEED"])
+def test_what_cuts_a_model_to_pieces_is_refused_before_anything_is_written(plugin, start, monkeypatch, capsys):
+    """Oracle: no folder; the message says what to do instead. The variable is what accelerate launch sets."""
+    monkeypatch.setenv(f"ACCELERATE_USE_{plugin}", "true")
+    monkeypatch.chdir(start)
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--method", "dpo", "--model", "model", "--data", "pairs.jsonl", "--output", "refused", "--steps", "1", "--quiet"])
+    assert stopped.value.code == 2
+    assert f"started with {plugin}, but each process here needs the whole model" in capsys.readouterr().err
+    assert not (start / "refused").exists()

@@ -20,33 +20,33 @@ if TYPE_CHECKING:
 
 
 def this_process() -> PartialState:
-    """What accelerate knows of this process: its number among how many, and its device."""
+    """What accelerate knows of this process: its number among how many, and its device.
+
+    Raises:
+        ValueError: it was started with FSDP or DeepSpeed, which cut the model itself to pieces.
+    """
     from accelerate import PartialState
 
+    for plugin in ("FSDP", "DEEPSPEED"):  # as accelerate launch says it
+        if os.environ.get(f"ACCELERATE_USE_{plugin}", "false") == "true":
+            raise ValueError(
+                f"started with {plugin}, but each process here needs the whole model: launch with --multi_gpu; if the "
+                "model does not fit on one device, train adapters (--lora-rank), or take a trainer that shards, such "
+                "as TRL's, which reads the same data and folders"
+            )
     # Without a GPU, accelerate takes several processes for lonely ones unless it is told that the CPU is meant.
     on_cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
     return PartialState(cpu=True) if on_cpu else PartialState()
 
 
 class Processes:
-    """This process among those that `torchrun` or `accelerate launch` started.
-
-    Raises:
-        ValueError: they were started with FSDP or DeepSpeed, which cut the model itself to pieces.
-    """
+    """This process among those that `torchrun` or `accelerate launch` started."""
 
     def __init__(self) -> None:
         from accelerate import Accelerator
-        from accelerate.utils import DistributedType
 
         this_process()  # once it knows its device, the accelerator asks it
         self.accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
-        if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-            raise ValueError(
-                f"started with {self.accelerator.distributed_type.value}, but each process here needs the whole model: "
-                "launch with --multi_gpu; if the model does not fit on one device, train adapters (--lora-rank), or "
-                "take a trainer that shards, such as TRL's, which reads the same data and folders"
-            )
         self.device = self.accelerator.device
         self.number = self.accelerator.num_processes
         self.leads = self.accelerator.is_main_process
