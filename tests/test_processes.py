@@ -91,7 +91,22 @@ def test_what_cuts_a_model_to_pieces_is_refused_before_anything_is_written(plugi
     monkeypatch.setenv(f"ACCELERATE_USE_{plugin}", "true")
     monkeypatch.chdir(start)
     with pytest.raises(SystemExit) as stopped:
-        main(["train", "--method", "dpo", "--model", "model", "--data", "pairs.jsonl", "--output", "refused", "--steps", "1", "--quiet"])
+        main(
+            [
+                "train",
+                "--method",
+                "dpo",
+                "--model",
+                "model",
+                "--data",
+                "pairs.jsonl",
+                "--output",
+                "refused",
+                "--steps",
+                "1",
+                "--quiet",
+            ]
+        )
     assert stopped.value.code == 2
     assert f"started with {plugin}, but each process here needs the whole model" in capsys.readouterr().err
     assert not (start / "refused").exists()

@@ -43,10 +43,14 @@ class Processes:
     """This process among those that `torchrun` or `accelerate launch` started."""
 
     def __init__(self) -> None:
-        from accelerate import Accelerator
+        from accelerate import Accelerator, DistributedDataParallelKwargs
 
         this_process()  # once it knows its device, the accelerator asks it
-        self.accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if torch.cuda.is_available() else "no",
+            # Or each gradient would stand twice in memory, where it is and where it is exchanged.
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        )
         self.device = self.accelerator.device
         self.number = self.accelerator.num_processes
         self.leads = self.accelerator.is_main_process
