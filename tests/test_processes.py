@@ -90,23 +90,9 @@ def test_what_cuts_a_model_to_pieces_is_refused_before_anything_is_written(plugi
     """Oracle: no folder; the message says what to do instead. The variable is what accelerate launch sets."""
     monkeypatch.setenv(f"ACCELERATE_USE_{plugin}", "true")
     monkeypatch.chdir(start)
+    words = "train --method dpo --model model --data pairs.jsonl --output refused --steps 1 --quiet"
     with pytest.raises(SystemExit) as stopped:
-        main(
-            [
-                "train",
-                "--method",
-                "dpo",
-                "--model",
-                "model",
-                "--data",
-                "pairs.jsonl",
-                "--output",
-                "refused",
-                "--steps",
-                "1",
-                "--quiet",
-            ]
-        )
+        main(words.split())
     assert stopped.value.code == 2
     assert f"started with {plugin}, but each process here needs the whole model" in capsys.readouterr().err
     assert not (start / "refused").exists()
