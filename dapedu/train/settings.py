@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_TIMED = 3  # batches that `plan` runs
+_TIMED, _PATIENCE = 3, 2.0  # steps that `plan` times, fewer if they take so many seconds
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ class Plan(NamedTuple):
     trained: int  # of the parameters
     memory: int  # bytes of weights, and of gradients and AdamW's two moments where trained; activations come on top
     seconds: float  # of all steps, from a few timed ones; evaluations come on top
+    timed: int  # how many
 
     def __str__(self) -> str:
         return "\n".join(
@@ -81,7 +82,8 @@ class Plan(NamedTuple):
                 f"{'what texts begin with in common once' if self.read <= 1 else 'in padded rectangles'}",
                 f"parameters   {self.parameters:,}, of which {self.trained:,} are trained",
                 f"memory       {self.memory / 2**20:,.0f} MiB for weights, gradients and AdamW; activations besides",
-                f"time         about {self.seconds:,.0f} s, from {_TIMED} timed steps on {_device_name()}",
+                f"time         about {self.seconds:,.0f} s on {_device_name()}, "
+                f"from {self.timed} timed step{'s' if self.timed > 1 else ''}",
             )
         )
 
@@ -130,7 +132,9 @@ def plan(
             read += _tokens_read(batch)
         optimizer.step()
         tokens += sum(examples.tokens[row] for row in rows)
-    seconds = (time.perf_counter() - start) / min(_TIMED, len(batches)) * settings.steps
+        if number and time.perf_counter() - start > _PATIENCE:
+            break
+    seconds = (time.perf_counter() - start) / number * settings.steps
     parameters = sum(parameter.numel() for parameter in model.parameters())
     changed = sum(parameter.numel() for parameter in trained(model))
     return Plan(
@@ -143,6 +147,7 @@ def plan(
         trained=changed,
         memory=4 * parameters + 12 * changed,
         seconds=seconds,
+        timed=number,
     )
 
 
