@@ -6,7 +6,7 @@ seconds are summed from the reports. They include the kernel's start.
 
 from collections import Counter
 
-NOTEBOOK_BUDGET = 120  # s: a notebook may take about a minute on two cores, and here it shares them with another
+NOTEBOOK_BUDGET = 90  # s: a notebook may take about a minute, and a busy machine half as much again
 TOTAL_BUDGET = 15 * 60  # s
 
 seconds: Counter[str] = Counter()
