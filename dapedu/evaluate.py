@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import scipy.stats
@@ -146,6 +146,58 @@ def win_rate(rewards: Tensor, baseline_rewards: Tensor) -> Tensor:
     if rewards.isnan().any() or baseline_rewards.isnan().any():
         raise ValueError("win_rate: a reward is NaN, so it neither wins nor loses")
     return (rewards > baseline_rewards).double() + 0.5 * (rewards == baseline_rewards).double()
+
+
+class Calibration(NamedTuple):
+    """What `calibration` finds: one number a bin, bins without pairs left out; float64."""
+
+    confidence: Tensor  # mean predicted probability, (bins,)
+    accuracy: Tensor  # share of the predictions that were right, (bins,)
+    counts: Tensor  # pairs, (bins,), integers
+    error: float  # the expected calibration error, from 0 to 1
+
+
+def calibration(margins: Tensor, *, bins: int = 10) -> Calibration:
+    """Whether a reward model is as sure as it is right.
+
+    Under Bradley–Terry it expects the completion of larger reward to be chosen with probability σ(|h|), h being the
+    chosen reward minus the rejected one, and is right if h > 0; where h = 0 it says ½, and is half right. The pairs are
+    sorted by that probability into bins, and in each the share that was right is compared with it::
+
+        error = Σ_m |B_m|/n · |accuracy(B_m) − confidence(B_m)|
+
+    Args:
+        margins: h of each pair, shape (pairs,); pairs that were trained on tell nothing.
+        bins: of equal width, from ½ to 1.
+
+    Returns:
+        `Calibration`.
+
+    Raises:
+        ValueError: margins is no vector, is empty or has a NaN, or bins is not positive.
+
+    Deviation: the source's bins go from 0 to 1; with two classes none is below ½.
+
+    Source: arXiv:1706.04599, Eq. 3.
+    """
+    if margins.ndim != 1 or not len(margins):
+        raise ValueError(f"calibration: margins has shape {tuple(margins.shape)}, expected (pairs,), at least one")
+    if margins.isnan().any():
+        raise ValueError("calibration: a margin is NaN, so nothing is predicted")
+    if bins < 1:
+        raise ValueError(f"calibration: bins is {bins}, expected at least 1")
+    margins = margins.detach().cpu().double()
+    predicted = torch.sigmoid(margins.abs())
+    right = (1 + margins.sign()) / 2
+    inner = torch.linspace(0.5, 1, bins + 1, dtype=torch.float64)[1:-1]
+    bin_of = torch.bucketize(predicted, inner)  # an edge belongs to the bin below
+    counts = torch.bincount(bin_of, minlength=bins)
+    filled = counts > 0
+    confidence, accuracy = (
+        torch.bincount(bin_of, weights=values, minlength=bins)[filled] / counts[filled] for values in (predicted, right)
+    )
+    error = (counts[filled] * (accuracy - confidence).abs()).sum() / len(margins)
+    return Calibration(confidence, accuracy, counts[filled], error.item())
 
 
 def perplexity(model: PreTrainedModel, sequences: Sequences) -> float:

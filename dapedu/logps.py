@@ -124,10 +124,30 @@ def model_logps(model: PreTrainedModel | PeftModel, batch: Packed | tuple[Tensor
         input_ids, completion_mask = batch
         logits = model(input_ids=input_ids, use_cache=False).logits
         return sequence_logps(logits=logits, input_ids=input_ids, completion_mask=completion_mask)
+    logps = model_token_logps(model, batch)
+    return torch.zeros(batch.n, device=logps.device).index_add(0, batch.owners, logps)
+
+
+def model_token_logps(model: PreTrainedModel | PeftModel, batch: Packed | tuple[Tensor, Tensor]) -> Tensor:
+    """Log-probability of each token of the completions under a model, with a gradient.
+
+    Args:
+        model, batch: as `model_logps`.
+
+    Returns:
+        Nats, float32, shape (tokens,): the first completion's tokens, then the second's, and so on.
+
+    Raises:
+        ValueError: as `token_logps`.
+    """
+    if not isinstance(batch, Packed):
+        input_ids, completion_mask = batch
+        logits = model(input_ids=input_ids, use_cache=False).logits
+        logps = token_logps(logits=logits, input_ids=input_ids, completion_mask=completion_mask)
+        return logps[completion_mask[:, 1:]]
     states = hidden_states(model, batch).index_select(0, batch.predictors)
     logits = unwrapped(model).get_output_embeddings()(states)  # (scored tokens, vocabulary)
-    logps = -F.cross_entropy(logits.float(), batch.targets, reduction="none")
-    return torch.zeros(batch.n, device=logps.device).index_add(0, batch.owners, logps)
+    return -F.cross_entropy(logits.float(), batch.targets, reduction="none")
 
 
 def layout_of(model: PreTrainedModel | PeftModel) -> Callable[..., Packed | tuple[Tensor, Tensor]]:

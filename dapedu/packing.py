@@ -122,7 +122,7 @@ def hidden_states(model: PreTrainedModel | PeftModel, batch: Packed) -> Tensor:
     """The last hidden states of a packed batch.
 
     Args:
-        model: a causal language model that `layout_of` found able.
+        model: a causal language model that `layout_of` found able, or the transformer inside it.
         batch: what it reads.
 
     Returns:
@@ -131,7 +131,7 @@ def hidden_states(model: PreTrainedModel | PeftModel, batch: Packed) -> Tensor:
     inner = unwrapped(model)
     if inner.training and getattr(inner, "is_activation_checkpointing", False):
         raise OtherAttentionError("layers are read again in the backward pass, when the row is forgotten")
-    if inner.base_model is inner:
+    if inner.base_model is inner and inner.get_output_embeddings() is not None:
         raise OtherAttentionError("the model is not a transformer with an output layer on top")
     with _packed_attention(inner, batch):
         return inner.base_model(
@@ -165,12 +165,14 @@ def _packed_attention(model: PreTrainedModel, batch: Packed) -> Iterator[None]:
     from transformers import AttentionInterface
 
     AttentionInterface.register(_NAME, _attend)
-    before = model.config._attn_implementation
+    before, padding = model.config._attn_implementation, model.config.pad_token_id
     token = _BATCH.set(batch)
     model.set_attn_implementation(_NAME)
+    model.config.pad_token_id = None  # or transformers warns of padding where a policy drew that token
     try:
         yield
     finally:
+        model.config.pad_token_id = padding
         model.set_attn_implementation(before)
         _BATCH.reset(token)
 

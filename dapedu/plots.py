@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dapedu.evaluate import mean_interval
+from dapedu.evaluate import Calibration, mean_interval
 
 # Okabe–Ito: told apart by readers with any colour vision. Line styles and labels say it again.
 COLORS = {
@@ -227,3 +227,19 @@ def to_simplex(probabilities: np.ndarray | Tensor) -> np.ndarray:
         Coordinates, shape (..., 2).
     """
     return np.asarray(probabilities) @ np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(3) / 2]])
+
+
+def calibration(axis: Axes, found: Calibration, *, color: str = "black", name: str = "") -> None:
+    """How often a reward model was right against how sure it was; on the diagonal it is as sure as it is right.
+
+    Args:
+        axis: where to draw; several models may share it.
+        found: of `dapedu.evaluate.calibration`; a point's area is its share of the pairs.
+        color: of the points.
+        name: written beside the last point; "" for none.
+    """
+    axis.plot([0.5, 1], [0.5, 1], color="#999999", linewidth=0.8, zorder=0)
+    axis.plot(found.confidence, found.accuracy, color=color, linewidth=0.8)
+    axis.scatter(found.confidence, found.accuracy, s=300 * found.counts / found.counts.sum(), color=color, linewidth=0)
+    _write_at(axis, name, (found.confidence[-1].item(), found.accuracy[-1].item()), (8, -8), color=color)
+    axis.set(xlabel="predicted probability", ylabel="share that was right", xlim=(0.48, 1.02))

@@ -21,7 +21,7 @@ from dapedu.train import METHODS, DivergedError
 
 torch.set_num_threads(1)
 
-COMMANDS = ["sft", "train", "data", "sample", "evaluate", "bandit", "reproduce", "claims"]
+COMMANDS = ["sft", "train", "reward", "data", "sample", "evaluate", "bandit", "reproduce", "claims"]
 KINDS = ["corpus", "pairs", "rankings"]
 FEW = ["--steps", "3", "--batch-size", "8", "--kl-samples", "8", "--quiet"]
 
@@ -342,6 +342,8 @@ def test_the_other_commands_refuse_as_shortly(words, message, session, capsys):
         [],
         ["tarin"],
         ["train", "--method", "ppo"],
+        ["train", "--method", "reward"],
+        ["reward", "--model", "x", "--data", "x", "--output", "y", "--lora-rank", "2"],
         ["data", "corpus", "--number", "0", "--output", "x"],
         ["data", "corpus", "--split", "all", "--output", "x"],
         ["sft", "--data", "x", "--output", "y", "--steps", "many"],
@@ -362,6 +364,7 @@ def test_words_that_are_none_of_the_commands(words, capsys, tmp_path, monkeypatc
     [
         ["sft", "--data", "x"],
         ["train", "--method", "dpo", "--model", "x", "--data", "x"],
+        ["reward", "--model", "x", "--data", "x"],
         ["data", "corpus"],
         ["data", "pairs", "--model", "x"],
         ["data", "rankings", "--model", "x"],

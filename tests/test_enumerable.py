@@ -12,6 +12,7 @@ from dapedu.bandit import rlhf_optimum
 from dapedu.enumerable import (
     best_of_n_policies,
     completion_logps,
+    completion_rewards,
     expected_loss,
     fit_humans,
     frontier,
@@ -31,8 +32,8 @@ from dapedu.enumerable import (
 from dapedu.evaluate import expected_reward, kl_divergence, total_variation
 from dapedu.experiments import objective
 from dapedu.logps import sequence_logps
-from dapedu.losses import dpo_loss, ipo_loss
-from dapedu.models import SIZES, tiny_gpt2
+from dapedu.losses import bradley_terry_loss, dpo_loss, ipo_loss
+from dapedu.models import SIZES, ScalarHead, tiny_gpt2
 
 SMALL = {"n_symbols": 3, "length": 3, "n_prompts": 4}  # 27 completions
 
@@ -152,6 +153,51 @@ def test_exact_dpo_reaches_rlhfs_optimum(world, reference):
         reached = probabilities(completion_logps(policy, world))
     assert (total_variation(optimum, start) > 0.05).all()
     assert (total_variation(optimum, reached) < 0.02).all()
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_the_table_of_rewards_is_what_reading_each_completion_gives(length):
+    """Oracle: ScalarHead.last, one text at a time; and its gradient."""
+    world = make_world(n_symbols=3, length=length, n_prompts=2)
+    head = ScalarHead(tiny_gpt2("tiny", vocab_size=3, n_positions=world.n_positions))
+    torch.nn.init.normal_(head.linear.weight, generator=torch.Generator().manual_seed(0))
+    table = completion_rewards(head, world)
+    assert table.shape == (2, 3**length)
+    alone = []
+    for prompt, completion in itertools.product(world.prompts, world.completions):
+        input_ids = torch.cat([prompt, completion])[None]
+        alone.append(head.last(input_ids=input_ids, completion_mask=torch.arange(2 + length)[None] >= 2))
+    torch.testing.assert_close(table, torch.cat(alone).view(2, -1), rtol=0, atol=1e-5)
+    assert table.std() > 1
+    wte = head.transformer.wte.weight
+    for slope, expected in zip(
+        torch.autograd.grad(table.square().mean(), [wte, head.linear.weight]),
+        torch.autograd.grad(torch.cat(alone).square().mean(), [wte, head.linear.weight]),
+        strict=True,
+    ):
+        torch.testing.assert_close(slope, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_all_pairs_teach_the_gold_reward_but_for_a_number_a_prompt(world):
+    """Oracle: the gold reward less each prompt's mean, which Bradley–Terry cannot see; every completion is as common.
+
+    Where people hardly ever write a completion, its reward would be learnt last.
+    """
+    alike = torch.full_like(world.rewards, -math.log(27))
+    weights = pair_weights(alike, gold_wins(world.rewards, sharpness=1))
+
+    def objective(rewards):
+        losses = bradley_terry_loss(
+            chosen_rewards=rewards[:, :, None].expand_as(weights),
+            rejected_rewards=rewards[:, None, :].expand_as(weights),
+        )
+        return (weights * losses).sum(dim=(1, 2)).mean()
+
+    head = ScalarHead(tiny_gpt2("tiny", vocab_size=3, n_positions=5))
+    minimise(head, objective, world, steps=300, lr=8e-3, table=completion_rewards)
+    with torch.no_grad():
+        found, gold = (r - r.mean(dim=1, keepdim=True) for r in (completion_rewards(head, world), world.rewards))
+    torch.testing.assert_close(found, gold, rtol=0, atol=0.05)
 
 
 def test_pairs_are_drawn_as_often_as_their_weights_say():
@@ -324,6 +370,8 @@ def test_a_model_with_another_vocabulary_is_refused(world):
     """Oracle: the message names both sizes."""
     with pytest.raises(ValueError, match=r"^completion_logps: model has a vocabulary of 7, expected 3 symbols"):
         completion_logps(tiny_gpt2("tiny", vocab_size=7, n_positions=5), world)
+    with pytest.raises(ValueError, match=r"^completion_rewards: head has a vocabulary of 7, expected 3 symbols"):
+        completion_rewards(ScalarHead(tiny_gpt2("tiny", vocab_size=7, n_positions=5)), world)
 
 
 def test_a_model_is_its_seed_and_leaves_other_random_numbers_alone():

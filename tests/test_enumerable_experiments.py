@@ -26,7 +26,7 @@ FRONTIER = {
 
 @pytest.fixture(scope="module")
 def start():
-    return enumerable._start(0, SHAPE, 100)
+    return enumerable.start_of(0, SHAPE, 100)
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +96,12 @@ def test_a_path_starts_at_the_reference_and_is_not_changed_by_looking(start):
 
 def test_points_of_policies_that_are_known(start):
     """Oracle: the reference wins half of the time, at no KL; an optimum lies on the frontier."""
-    at_reference = enumerable._point(start, start.reference)
+    at_reference = enumerable.point_of(start, start.reference)
     assert at_reference["win_rate"] == pytest.approx(0.5)
     assert at_reference["kl"] == pytest.approx(0, abs=1e-12)
     assert at_reference["above_frontier"] == pytest.approx(0, abs=1e-4)
     optima = rlhf_optima(start.world.rewards, 0.7, reference=start.reference)
-    at_optimum = enumerable._point(start, optima, optima)
+    at_optimum = enumerable.point_of(start, optima, optima)
     assert at_optimum["above_frontier"] == pytest.approx(0, abs=1e-9)
     assert at_optimum["total_variation"] == 0
     assert at_optimum["kl"] == pytest.approx(kl_divergence(optima, start.reference).mean().item())

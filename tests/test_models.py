@@ -20,6 +20,7 @@ from dapedu.models import (
     ModelError,
     ScalarHead,
     evaluating,
+    head_rewards,
     load_head,
     load_model,
     save_model,
@@ -290,11 +291,35 @@ def test_the_last_number_is_that_of_transformers_classifier(model, head, sequenc
     torch.testing.assert_close(head.last(input_ids=wider[0], completion_mask=wider[1]), expected)
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 256])
+def test_rewards_are_what_reading_each_text_alone_gives(batch_size, head, sequences):
+    """Oracle: the head on one text, its last token's number; order and batches do not matter."""
+    head.train()
+    with torch.no_grad():
+        expected = torch.stack([head(torch.tensor([ids]))[0, -1] for ids in sequences.input_ids])
+    rewards = head_rewards(head, sequences, batch_size=batch_size)
+    torch.testing.assert_close(rewards, expected, rtol=0, atol=1e-5)
+    assert rewards.std() > 1
+    assert (rewards.dtype, rewards.requires_grad, head.training) == (torch.float32, False, True)
+    assert head_rewards(head, Sequences([], [])).shape == (0,)
+    with pytest.raises(ValueError, match=r"^head_rewards: batch_size is 0, expected at least 1"):
+        head_rewards(head, sequences, batch_size=0)
+
+
 def test_a_head_in_half_precision_gives_float32(model, sequences):
     """Oracle: the type; and zero still."""
     values = ScalarHead(model.bfloat16())(collate(sequences)[0])
     assert values.dtype == torch.float32
     assert not values.any()
+
+
+def test_a_head_in_mixed_precision_gives_float32(model, sequences):
+    """Oracle: a bias that bfloat16 would round to 1."""
+    head = ScalarHead(model)
+    head.linear.bias.data.fill_(1.001)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        values = head(collate(sequences)[0])
+    torch.testing.assert_close(values, torch.full_like(values, 1.001), rtol=0, atol=0)
 
 
 def test_a_completion_without_tokens_has_no_last_number(head):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dapedu import plots
+from dapedu.evaluate import Calibration
 
 matplotlib.use("Agg")
 
@@ -86,3 +87,16 @@ def test_points_without_a_line_have_no_lines_of_seeds():
 def test_a_curve_that_does_not_fit_itself_is_refused(wrong, complaint):
     with pytest.raises(ValueError, match=complaint):
         plots.frontier(plt.figure().subplots(), [wrong])
+
+
+def test_a_calibration_is_a_point_a_bin_whose_area_is_its_pairs():
+    """Oracle: the numbers given; three quarters of the pairs have three times the area of one."""
+    axis = plt.figure().subplots()
+    bins = torch.tensor([[0.6, 0.9], [0.5, 0.8]]).double()
+    plots.calibration(axis, Calibration(*bins, torch.tensor([3, 1]), 0.1), name="two epochs")
+    (points,) = axis.collections
+    assert points.get_offsets().tolist() == [pytest.approx([0.6, 0.5]), pytest.approx([0.9, 0.8])]
+    assert points.get_sizes()[0] == pytest.approx(3 * points.get_sizes()[1])
+    assert list(axis.lines[0].get_xdata()) == list(axis.lines[0].get_ydata()) == [0.5, 1]
+    assert axis.texts[0].get_text() == "two epochs"
+    assert axis.texts[0].xy == pytest.approx((0.9, 0.8))

@@ -18,7 +18,7 @@ from dapedu.train import (
     RunError,
     Settings,
     batches_of_epoch,
-    loop,
+    scorer,
 )
 from dapedu.train.monitor import estimate_kl, reference_of
 from tests.train_cases import FIRST, RECORDS, WORDS, assert_same_weights, go, records_of, weights
@@ -214,14 +214,14 @@ def test_the_learning_rate_by_hand(model, tokenizer):
 def test_the_reference_is_asked_once(model, tokenizer, monkeypatch):
     """Oracle: texts that pass through the model, counted: with gradient those of the batches, without one all once."""
     seen = {True: 0, False: 0}
-    read = loop.model_logps
+    read = scorer.model_logps
 
     def count(model, batch) -> torch.Tensor:
         logps = read(model, batch)
         seen[torch.is_grad_enabled()] += len(logps)
         return logps
 
-    monkeypatch.setattr(loop, "model_logps", count)
+    monkeypatch.setattr(scorer, "model_logps", count)
     go(model, tokenizer, "dpo", steps=20, batch_size=8)
     assert seen == {True: 20 * 8 * 2, False: 40 * 2}
     go(model, tokenizer, "click", steps=5, batch_size=8)  # has no reference

@@ -1,21 +1,23 @@
-"""`dapedu sft` and `train`: one loop, by a method's name."""
+"""`dapedu sft`, `train` and `reward`: one loop, by a method's name."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dapedu.cli.inputs import at_least_one, attempt, load, output_name, refuse, refuse_same_records, seed
-from dapedu.train import METHODS, SFT_SETTINGS, Settings
+from dapedu.train import METHODS, REWARD_SETTINGS, SFT_SETTINGS, Settings
+from dapedu.train.methods import REWARD, method_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from dapedu.data import Record, Records
+    from dapedu.models import ScalarHead
 
 _A_MODEL = "a run's folder, a model's, or a name on the Hugging Face hub"
 _A_SOURCE = ".jsonl (.gz), .json, .csv or .parquet, a saved dataset, or a name on the Hugging Face hub"
@@ -53,6 +55,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     """
     _add_sft(commands)
     _add_train(commands)
+    _add_reward(commands)
 
 
 def _add_sft(commands: argparse._SubParsersAction) -> None:
@@ -67,6 +70,7 @@ def _add_sft(commands: argparse._SubParsersAction) -> None:
     sft.add_argument("--model", metavar="MODEL", help=f"train this one instead of a new one: {_A_MODEL}")
     sft.add_argument("--model-seed", type=seed, default=0, help="of a new model's weights (default: 0)")
     lr = f"{SFT_SETTINGS.lr:g} for a new model, {_LR_GIVEN:g} for a given one, {_LR_ADAPTERS:g} for its adapters"
+    _add_adapters(sft)
     _add_training(sft, SFT_SETTINGS, later={"lr": lr})
     sft.set_defaults(run=_sft, parser=sft)
 
@@ -89,8 +93,28 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     _add_splits(train, "records")
     for name, text in _STRENGTHS.items():
         train.add_argument(_flag(name), type=float, help=f"{text} (default: the paper's)")
+    _add_adapters(train)
     _add_training(train, Settings(), later={})
     train.set_defaults(run=_train, parser=train)
+
+
+def _add_reward(commands: argparse._SubParsersAction) -> None:
+    reward = commands.add_parser(
+        "reward",
+        help="train a reward model on preferences or rankings",
+        description=(
+            "Put a number on each completion's last token and train it, and the model under it, to be larger where "
+            "people like a completion better: on preferences by Bradley–Terry, on rankings by Plackett–Luce, whichever "
+            "the file holds. The records are those of `dapedu train`. What comes out is a reward model, which "
+            "dapedu.models.load_head reads and PPO maximises; it is no language model any more. Evaluate on held-out "
+            "records: read for too long, pairs are learnt by heart."
+        ),
+    )
+    reward.add_argument("--model", required=True, metavar="MODEL", help=f"the SFT model: {_A_MODEL}")
+    reward.add_argument("--data", required=True, metavar="DATA", help=f"preferences or rankings: {_A_SOURCE}")
+    _add_splits(reward, "records")
+    _add_training(reward, REWARD_SETTINGS, later={}, without={"kl_samples"})
+    reward.set_defaults(run=_reward, parser=reward, kl_samples=0, lora_rank=None, lora_alpha=None)
 
 
 def _add_splits(parser: argparse.ArgumentParser, records: str) -> None:
@@ -99,7 +123,18 @@ def _add_splits(parser: argparse.ArgumentParser, records: str) -> None:
     parser.add_argument("--held-out-split", default="train", metavar="SPLIT", help="of that (default: train)")
 
 
-def _add_training(parser: argparse.ArgumentParser, defaults: Settings, *, later: dict[str, str]) -> None:
+def _add_adapters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--lora-rank", type=at_least_one, metavar="R", help="train LoRA adapters of this rank alone")
+    parser.add_argument("--lora-alpha", type=float, help="how strongly they count (default: twice the rank)")
+
+
+def _add_training(
+    parser: argparse.ArgumentParser,
+    defaults: Settings,
+    *,
+    later: dict[str, str],
+    without: Collection[str] = (),
+) -> None:
     """Options of a run; `later` says of which settings the default depends on others, and how."""
     parser.add_argument(
         "--output", required=True, type=output_name, metavar="FOLDER", help="for the log, checkpoints and the model"
@@ -107,11 +142,9 @@ def _add_training(parser: argparse.ArgumentParser, defaults: Settings, *, later:
     parser.add_argument("--resume", action="store_true", help="go on from the folder's last checkpoint")
     parser.add_argument("--dry-run", action="store_true", help="say what it would take: tokens, steps, memory, time")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.add_argument("--lora-rank", type=at_least_one, metavar="R", help="train LoRA adapters of this rank alone")
-    parser.add_argument("--lora-alpha", type=float, help="how strongly they count (default: twice the rank)")
     parser.add_argument("--max-length", type=int, help=_SETTINGS["max_length"] + " (default: nothing is cut)")
     for name, text in _SETTINGS.items():
-        if name != "max_length":
+        if name != "max_length" and name not in without:
             default = getattr(defaults, name)
             parser.add_argument(
                 _flag(name),
@@ -154,6 +187,16 @@ def _train(options: argparse.Namespace) -> int:
     )
 
 
+def _reward(options: argparse.Namespace) -> int:
+    from dapedu.data import load_preferences, load_rankings
+
+    _check_words(options)
+    are_rankings = attempt(options, lambda: _first_row_is_ranking(options))
+    records, held_out = _records(options, load_rankings if are_rankings else load_preferences)
+    model, tokenizer = load(options, options.model)
+    return _run_training(options, model, tokenizer, records, held_out, method=REWARD, strengths={})
+
+
 def _run_training(
     options: argparse.Namespace,
     base: PreTrainedModel,
@@ -164,33 +207,30 @@ def _run_training(
     method: str,
     strengths: dict[str, float],
 ) -> int:
-    from dapedu.models import add_lora
-    from dapedu.train import DivergedError, RunError, plan, train_preference
-    from dapedu.train.loop import try_loss
+    from dapedu.models import ScalarHead
+    from dapedu.train import DivergedError, RunError, plan
+    from dapedu.train.loop import train_by, try_loss
     from dapedu.train.processes import this_process
 
     settings = attempt(options, lambda: Settings(**{name: getattr(options, name) for name in _SETTINGS}))
-    model: PreTrainedModel | PeftModel = base
-    if options.lora_rank:
-        if not base.name_or_path and not options.dry_run:
-            _keep_base(options, base, tokenizer)
-        alpha = 2 * options.lora_rank if options.lora_alpha is None else options.lora_alpha
-        model = attempt(options, lambda: add_lora(base, rank=options.lora_rank, alpha=alpha))
+    model: PreTrainedModel | PeftModel | ScalarHead
+    model = ScalarHead(base) if method == REWARD else _with_adapters(options, base, tokenizer)
     if options.dry_run:
-        attempt(options, lambda: try_loss(METHODS[method], strengths, 2))
+        attempt(options, lambda: try_loss(method_of(method, records), strengths, 2))
         foreseen = attempt(options, lambda: plan(model, tokenizer, records, method=method, settings=settings))
         if this_process().is_main_process:
             print(foreseen)
         return 0
     try:
-        log = train_preference(
+        log = train_by(
+            method,
             model,
             tokenizer,
             records,
-            method=method,
             strengths=strengths,
             settings=settings,
             held_out=held_out,
+            metrics={},
             output=options.output,
             resume=options.resume,
             progress=not options.quiet,
@@ -225,6 +265,19 @@ def _check_words(options: argparse.Namespace) -> None:
             refuse(options, problem)
 
 
+def _with_adapters(
+    options: argparse.Namespace, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel | PeftModel:
+    from dapedu.models import add_lora
+
+    if not options.lora_rank:
+        return base
+    if not base.name_or_path and not options.dry_run:
+        _keep_base(options, base, tokenizer)
+    alpha = 2 * options.lora_rank if options.lora_alpha is None else options.lora_alpha
+    return attempt(options, lambda: add_lora(base, rank=options.lora_rank, alpha=alpha))
+
+
 def _keep_base(options: argparse.Namespace, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Adapters name their base's folder; a model that was just made, or merged with other adapters, has none yet."""
     import torch
@@ -243,6 +296,15 @@ def _keep_base(options: argparse.Namespace, base: PreTrainedModel, tokenizer: Pr
             print(f"wrote {Path(options.output) / 'base'}, the adapters' base, which had no folder yet")
     process.wait_for_everyone()
     base.name_or_path = str(folder)
+
+
+def _first_row_is_ranking(options: argparse.Namespace) -> bool:
+    """What is neither will be refused as preferences."""
+    from dapedu.data.formats import guess_kind
+    from dapedu.data.sources import read_source
+
+    first = next(read_source(options.data, split=options.split).rows, None)
+    return first is not None and guess_kind(first[1]) == "rankings"
 
 
 def _records(options: argparse.Namespace, read: Callable[..., Records]) -> tuple[Sequence[Record], Sequence[Record]]:

@@ -17,6 +17,7 @@ from dapedu.enumerable.optima import (
     rlhf_optima,
     wins_over,
 )
+from dapedu.enumerable.text import make_tokenizer, prompt_texts, reward_of_samples
 from dapedu.enumerable.training import (
     SampledPairs,
     expected_loss,
@@ -26,7 +27,7 @@ from dapedu.enumerable.training import (
     sample_pairs,
     sampled_loss,
 )
-from dapedu.enumerable.world import World, completion_logps, make_world
+from dapedu.enumerable.world import World, completion_logps, completion_rewards, make_world
 
 __all__ = [
     "Frontier",
@@ -34,6 +35,7 @@ __all__ = [
     "World",
     "best_of_n_policies",
     "completion_logps",
+    "completion_rewards",
     "expected_loss",
     "fit_humans",
     "frontier",
@@ -41,10 +43,13 @@ __all__ = [
     "gold_wins",
     "ipo_optima",
     "log_partition",
+    "make_tokenizer",
     "make_world",
     "minimise",
     "pair_weights",
     "probabilities",
+    "prompt_texts",
+    "reward_of_samples",
     "rlhf_optima",
     "sample_pairs",
     "sampled_loss",

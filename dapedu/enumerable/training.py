@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from dapedu.evaluate import kl_divergence
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
+
+    from dapedu.models import ScalarHead
 
 
 class SampledPairs(NamedTuple):
@@ -45,26 +47,33 @@ def fit_humans(model: GPT2LMHeadModel, world: World, *, steps: int = 300, lr: fl
 
 
 def minimise(
-    model: GPT2LMHeadModel, objective: Callable[[Tensor], Tensor], world: World, *, steps: int, lr: float
+    model: GPT2LMHeadModel | ScalarHead,
+    objective: Callable[[Tensor], Tensor],
+    world: World,
+    *,
+    steps: int,
+    lr: float,
+    table: Callable[[Any, World], Tensor] = completion_logps,
 ) -> None:
-    """Adam with a cosine schedule on an objective of the table of log-probabilities.
+    """Adam with a cosine schedule on an objective of the table of log-probabilities, or of rewards.
 
     Args:
         model: trained in place.
-        objective: from log π, shape (prompts, completions), to a number.
+        objective: from the table, shape (prompts, completions), to a number.
         world: of `make_world`.
         steps: optimiser steps.
         lr: learning rate at the start.
+        table: what the model says of every completion; `completion_rewards` for a head.
 
     Raises:
-        ValueError: as `completion_logps`.
+        ValueError: as table.
     """
     # The objective has no noise that squared gradients would have to be averaged over: a short memory is faster.
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=lr / 200)
     for _ in range(steps):
         optimizer.zero_grad()
-        objective(completion_logps(model, world)).backward()
+        objective(table(model, world)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()

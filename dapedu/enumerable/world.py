@@ -1,4 +1,4 @@
-"""The world itself, prompts, completions, people and their rewards, and a language model's table of it."""
+"""The world itself, prompts, completions, people and their rewards, and a model's table of it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
+
+    from dapedu.models import ScalarHead
 
 
 class World(NamedTuple):
@@ -78,10 +80,7 @@ def completion_logps(model: GPT2LMHeadModel, world: World) -> Tensor:
     Raises:
         ValueError: the model's vocabulary is another.
     """
-    if model.config.vocab_size != world.n_symbols:
-        raise ValueError(
-            f"completion_logps: model has a vocabulary of {model.config.vocab_size}, expected {world.n_symbols} symbols"
-        )
+    _require_symbols("completion_logps: model", model.config.vocab_size, world)
     n, length = world.n_symbols, world.completions.shape[1]
     n_prompts, prompt_length = world.prompts.shape
     counts = [1] * prompt_length + [n**depth for depth in range(1, length)]  # symbols at each position
@@ -100,3 +99,42 @@ def completion_logps(model: GPT2LMHeadModel, world: World) -> Tensor:
     for after in choices.split(counts[prompt_length - 1 :], dim=1):
         logps = (logps[:, :, None] + after).flatten(1)
     return logps
+
+
+def completion_rewards(head: ScalarHead, world: World) -> Tensor:
+    """Reward of every completion of every prompt: the number of its last symbol, which has seen all of both.
+
+    Completions that differ in the last symbol alone are read as one text: all last symbols stand at one position and
+    see what comes before them, but not each other.
+
+    Args:
+        head: of a transformer whose vocabulary is the world's symbols.
+        world: of `make_world`.
+
+    Returns:
+        Float32, shape (prompts, completions); differentiable.
+
+    Raises:
+        ValueError: the transformer's vocabulary is another.
+    """
+    _require_symbols("completion_rewards: head", head.transformer.config.vocab_size, world)
+    n, device = world.n_symbols, head.device
+    beginnings = world.completions[::n, :-1]  # each without its last symbol
+    shape = (len(world.prompts), len(beginnings), -1)
+    texts = torch.cat(
+        [world.prompts[:, None].expand(shape), beginnings.expand(shape), torch.arange(n).expand(*shape[:2], n)], dim=2
+    ).flatten(0, 1)
+    places = torch.arange(texts.shape[1])
+    before = texts.shape[1] - n
+    sees = (places <= places[:, None]) & (places < before) | (places == places[:, None])  # (symbols, symbols)
+    hidden = head.transformer(
+        input_ids=texts.to(device),
+        position_ids=places.clamp(max=before).expand_as(texts).to(device),
+        attention_mask=sees.expand(len(texts), 1, -1, -1).to(device),
+    ).last_hidden_state[:, before:]
+    return head.linear(hidden.float()).view(len(world.prompts), -1)
+
+
+def _require_symbols(what: str, vocabulary: int, world: World) -> None:
+    if vocabulary != world.n_symbols:
+        raise ValueError(f"{what} has a vocabulary of {vocabulary}, expected {world.n_symbols} symbols")

@@ -16,7 +16,21 @@ from typing import Any
 
 import torch
 
-from dapedu.experiments import bandit, enumerable, noise, objective, reviews, throughput, units
+from dapedu.experiments import (
+    bandit,
+    cost,
+    coverage,
+    enumerable,
+    noise,
+    objective,
+    policy_gradient,
+    ppo_details,
+    reviews,
+    reward_model,
+    rlhf,
+    throughput,
+    units,
+)
 from dapedu.experiments.units import RESULTS
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
@@ -40,6 +54,18 @@ EXPERIMENTS: dict[str, Callable[..., dict[str, Any]]] = {
         reviews.reviews_overoptimisation,
         reviews.reviews_gap,
         reviews.reviews_noise,
+        policy_gradient.bandit_policy_gradient,
+        policy_gradient.enumerable_policy_gradient,
+        reward_model.enumerable_reward_model,
+        rlhf.reviews_tuning,
+        rlhf.reviews_dpo_against_ppo,
+        rlhf.reviews_stability,
+        ppo_details.reviews_ppo_details,
+        reward_model.reviews_reward_model,
+        reward_model.reviews_goodhart,
+        coverage.reviews_coverage,
+        cost.cost_memory,
+        cost.cost_seconds,
         throughput.throughput,
     )
 }

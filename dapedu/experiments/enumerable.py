@@ -75,8 +75,8 @@ def enumerable_optimum(
     """A GPT-2 trained on DPO's and IPO's expected losses, and how far from the exact optimum it ends."""
     settings = {"betas": betas, "taus": taus, "steps": steps, "lr": lr, "sft_steps": sft_steps, "shape": shape}
     units = run_units(optimum_unit, [{"seed": seed, **settings} for seed in range(seeds)])
-    results: dict[str, Any] = {"human_kl": [_rounded(unit["human_kl"]) for unit in units]}
-    for name, columns in _by_seed([unit["runs"] for unit in units]).items():
+    results: dict[str, Any] = {"human_kl": [rounded(unit["human_kl"]) for unit in units]}
+    for name, columns in by_seed([unit["runs"] for unit in units]).items():
         results[name] = {
             "total_variation_worst": max(columns["worst"]),
             "total_variation_mean": _mean(columns["mean"]),
@@ -110,7 +110,7 @@ def optimum_unit(
         KL(human‖reference), and for each run the distances to its optimum and at the start over the prompts, with
         reward and KL of both, means over the prompts.
     """
-    start = _start(seed, shape, sft_steps)
+    start = start_of(seed, shape, sft_steps)
     weights = pair_weights(start.logps, start.wins)
     runs = {}
     for run in _runs(start, betas, taus):
@@ -162,13 +162,13 @@ def enumerable_frontier(
     }
     units = run_units(frontier_unit, [{"seed": seed, **settings} for seed in range(seeds)])
     methods = {
-        name: _by_seed([unit["methods"][name] for unit in units])
+        name: by_seed([unit["methods"][name] for unit in units])
         for name in units[0]["methods"]  # every seed has the same
     }
     excesses = [value for points in methods.values() for point in points.values() for value in point["above_frontier"]]
     return {
-        "reference_reward": [_rounded(unit["reference_reward"]) for unit in units],
-        "curve": {key: [_rounded(unit["curve"][key]) for unit in units] for key in ("kl", "reward")},
+        "reference_reward": [rounded(unit["reference_reward"]) for unit in units],
+        "curve": {key: [rounded(unit["curve"][key]) for unit in units] for key in ("kl", "reward")},
         "methods": methods,
         "above_frontier_most": max(excesses),
     }
@@ -206,11 +206,11 @@ def frontier_unit(
         The reference's reward, the frontier's points, and by method and strength the policy's; all of them means over
         the prompts.
     """
-    start = _start(seed, shape, sft_steps)
+    start = start_of(seed, shape, sft_steps)
     curve = frontier(start.world.rewards, curve_betas, reference=start.reference)
     methods: dict[str, dict[str, Any]] = {
         "best of n": {
-            str(n): _point(start, best_of_n_policies(start.world.rewards, n, reference=start.reference))
+            str(n): point_of(start, best_of_n_policies(start.world.rewards, n, reference=start.reference))
             for n in best_of
         }
     }
@@ -218,14 +218,14 @@ def frontier_unit(
     weights = pair_weights(start.logps, start.wins)
     for run in _runs(start, betas, [beta / 4 for beta in betas]):
         (policy,) = _path(start, partial(_expected, start, weights, run.loss), records=[steps], lr=lr)
-        methods.setdefault(run.method, {})[f"{run.strength:g}"] = _point(start, policy, run.optima)
+        methods.setdefault(run.method, {})[f"{run.strength:g}"] = point_of(start, policy, run.optima)
     for n in pairs:
         sample = sample_pairs(start.logps, start.wins, n=n, seed=seed)
         for run in _runs(start, sampled_betas, [beta / 4 for beta in sampled_betas]):
             objective = partial(sampled_loss, reference_logps=start.logps, pairs=sample, loss=run.loss)
             stopped, ended = _path(start, objective, records=[early, steps], lr=lr)
             for name, policy in ((f"{run.method}, {n} pairs, early", stopped), (f"{run.method}, {n} pairs", ended)):
-                methods.setdefault(name, {})[f"{run.strength:g}"] = _point(start, policy, run.optima)
+                methods.setdefault(name, {})[f"{run.strength:g}"] = point_of(start, policy, run.optima)
     return {
         "reference_reward": _worth(start, start.reference)["reward"],
         "curve": {"kl": curve.kl.tolist(), "reward": curve.rewards.tolist()},
@@ -233,7 +233,7 @@ def frontier_unit(
     }
 
 
-def _start(seed: int, shape: Mapping[str, int], sft_steps: int) -> Start:
+def start_of(seed: int, shape: Mapping[str, int], sft_steps: int) -> Start:
     world = make_world(**shape, seed=seed)
     model = tiny_gpt2("tiny", vocab_size=world.n_symbols, n_positions=world.n_positions, seed=seed)
     human_kl = fit_humans(model, world, steps=sft_steps)
@@ -276,7 +276,7 @@ def _worth(start: Start, policy: Tensor) -> dict[str, float]:
     }
 
 
-def _point(start: Start, policy: Tensor, optima: Tensor | None = None) -> dict[str, float]:
+def point_of(start: Start, policy: Tensor, optima: Tensor | None = None) -> dict[str, float]:
     """Where a policy stands: its worth, its win rate, its reward less the frontier's, its distance from optima."""
     point = _worth(start, policy)
     point["above_frontier"] = point["reward"] - frontier_reward(
@@ -289,18 +289,18 @@ def _point(start: Start, policy: Tensor, optima: Tensor | None = None) -> dict[s
     return point
 
 
-def _by_seed(units: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, list[float]]]:
+def by_seed(units: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, list[float]]]:
     """From one table a seed to one table whose entries are lists over the seeds."""
     return {
-        row: {column: [_rounded(unit[row][column]) for unit in units] for column in columns}
+        row: {column: [rounded(unit[row][column]) for unit in units] for column in columns}
         for row, columns in units[0].items()
     }
 
 
 def _mean(values: Sequence[float]) -> float:
-    return _rounded(sum(values) / len(values))
+    return rounded(sum(values) / len(values))
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Five digits of a number, or of each in a list."""
-    return [_rounded(part) for part in value] if isinstance(value, list) else float(f"{value:.5g}")
+    return [rounded(part) for part in value] if isinstance(value, list) else float(f"{value:.5g}")

@@ -93,15 +93,15 @@ def reviews_frontier(
     best_of: Sequence[int] = (2, 4, 8, 16, 32, 64),
 ) -> dict[str, Any]:
     """Reward against KL on reviews: the SFT model, DPO and IPO over strengths, best-of-n, the optimum by weighting."""
-    results: dict[str, Any] = {"sft": _by_metric(run_units(laboratory, [{"seed": seed} for seed in seeds]))}
+    results: dict[str, Any] = {"sft": by_metric(run_units(laboratory, [{"seed": seed} for seed in seeds]))}
     settings = {"steps": steps, "batch_size": batch_size, "lr": lr}
     for method, grid in {"dpo": betas, "ipo": taus, "ipo-mean": mean_taus}.items():
         common = {"method": method, "strengths": list(grid), "pairs": pairs, "settings": settings}
         rows = run_units(policies, [{"seed": seed, **common} for seed in seeds])
-        results[method] = {key: _by_metric([row[key] for row in rows]) for key in rows[0]}
+        results[method] = {key: by_metric([row[key] for row in rows]) for key in rows[0]}
     rows = run_units(bounds, [{"seed": seed, "betas": list(betas), "best_of": list(best_of)} for seed in seeds])
     return results | {
-        kind: {key: _by_metric([row[kind][key] for row in rows]) for key in rows[0][kind]} for kind in rows[0]
+        kind: {key: by_metric([row[kind][key] for row in rows]) for key in rows[0][kind]} for kind in rows[0]
     }
 
 
@@ -121,7 +121,7 @@ def reviews_overoptimisation(
     results: dict[str, Any] = {"steps": list(range(every, steps + 1, every))}
     for count in counts:
         common = {"method": "dpo", "strengths": {"beta": beta}, "pairs": count, "settings": settings}
-        results[str(count)] = _by_metric(run_units(course, [{"seed": seed, **common} for seed in seeds]))
+        results[str(count)] = by_metric(run_units(course, [{"seed": seed, **common} for seed in seeds]))
     return results
 
 
@@ -145,7 +145,7 @@ def reviews_gap(
         rows = run_units(
             course, [{"seed": seed, "sharpness": _NEVER_WRONG, "on_the_data": True, **common} for seed in seeds]
         )
-        results[method] = _by_metric(rows)
+        results[method] = by_metric(rows)
     return results
 
 
@@ -170,9 +170,9 @@ def reviews_noise(
             rows = run_units(policies, [{"seed": seed, **common} for seed in seeds])
             chosen = [max(row, key=partial(_validation_gold, row)) for row in rows]
             results[f"{method}, {flip:g}"] = {
-                "strengths": {key: _by_metric([row[key] for row in rows]) for key in rows[0]},
+                "strengths": {key: by_metric([row[key] for row in rows]) for key in rows[0]},
                 "chosen": chosen,
-                "tuned": _by_metric([row[key] for row, key in zip(rows, chosen, strict=True)]),
+                "tuned": by_metric([row[key] for row, key in zip(rows, chosen, strict=True)]),
             }
     return results
 
@@ -192,7 +192,7 @@ def laboratory(*, seed: int) -> dict[str, float]:
     train_sft(model, tokenizer, reviews.corpus(8_000, seed=seed), settings=settings, progress=False)
     save_model(model, tokenizer, scratch() / f"sft-{seed}", card=f"The SFT model of laboratory {seed}.\n")
     people = [reviews.judge(r["prompt"], r["completion"]) for r in reviews.corpus(_HUMAN, split="test", seed=seed)]
-    return _metrics(model, tokenizer, None, seed=seed) | {
+    return metrics_of(model, tokenizer, None, seed=seed) | {
         "human gold": _mean([judgement.reward for judgement in people]),
         "human faults": _mean([float(any(judgement.faults.values())) for judgement in people]),
     }
@@ -231,7 +231,7 @@ def policies(
             progress=False,
         )
         results[f"{strength:g}"] = (
-            _metrics(policy, tokenizer, reference, seed=seed)
+            metrics_of(policy, tokenizer, reference, seed=seed)
             | {"validation gold": _gold(policy, tokenizer=tokenizer, split="validation", seed=seed)}
             | {name: round(log[-1][f"held_out_{name}"], 4) for name in ("chosen", "rejected", "accuracy")}
         )
@@ -342,11 +342,16 @@ _REWARDS: dict[str, Callable[[Samples], Tensor | Sequence[float]]] = {
 }
 
 
-def _metrics(
-    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, reference: PreTrainedModel | None, *, seed: int
+def metrics_of(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    reference: PreTrainedModel | None,
+    *,
+    seed: int,
+    split: str = "test",
 ) -> dict[str, float]:
     """`evaluate_reviewer` without its intervals: the spread is over laboratories."""
-    results = evaluate_reviewer(policy, tokenizer, reference=reference, seed=seed)
+    results = evaluate_reviewer(policy, tokenizer, reference=reference, split=split, seed=seed)
     means = {name: value[0] if isinstance(value, tuple) else value for name, value in results.items()}
     return {name: round(value, 4) for name, value in means.items()}
 
@@ -369,7 +374,7 @@ def _validation_gold(row: dict[str, dict[str, float]], key: str) -> float:
     return row[key]["validation gold"]
 
 
-def _by_metric(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+def by_metric(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     """One list a metric, of one value a laboratory."""
     return {name: [row[name] for row in rows] for name in rows[0]}
 

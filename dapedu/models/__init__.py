@@ -6,7 +6,7 @@
 
 from dapedu.models.folders import load_head, load_model, load_tokenizer, require_saveable, save_model
 from dapedu.models.lora import add_lora
-from dapedu.models.scoring import evaluating, score
+from dapedu.models.scoring import evaluating, head_rewards, score
 from dapedu.models.source import ModelError
 from dapedu.models.tiny import SIZES, ScalarHead, Size, tiny_gpt2
 
@@ -17,6 +17,7 @@ __all__ = [
     "Size",
     "add_lora",
     "evaluating",
+    "head_rewards",
     "load_head",
     "load_model",
     "load_tokenizer",

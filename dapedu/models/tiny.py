@@ -101,6 +101,11 @@ class ScalarHead(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.linear.weight.device
+
     def forward(self, input_ids: Tensor) -> Tensor:
         """A number for each token, which has seen that token and those before it.
 
@@ -111,7 +116,9 @@ class ScalarHead(nn.Module):
             Float32, shape (rows, seq); meaningless on padding.
         """
         hidden = self.transformer(input_ids=input_ids, use_cache=False).last_hidden_state
-        return self.linear(hidden.float()).squeeze(-1)
+        # In mixed precision a linear map is bfloat16, which has 3 digits: too few for differences of rewards.
+        with torch.autocast(self.device.type, enabled=False):
+            return self.linear(hidden.float()).squeeze(-1)
 
     def last(self, *, input_ids: Tensor, completion_mask: Tensor) -> Tensor:
         """The number of each completion's last token, which has seen all of prompt and completion: a reward.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dapedu.data import Record, Records, Sequences, beginning_of, encode
+from dapedu.models import ScalarHead
 from dapedu.train.methods import Method
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class Examples:
         """
         return self.sequences.select(self.k * row + column for row in rows for column in range(self.k))
 
-    def require_readable(self, model: PreTrainedModel | PeftModel, records: Sequence[Record]) -> None:
+    def require_readable(self, model: PreTrainedModel | PeftModel | ScalarHead, records: Sequence[Record]) -> None:
         """Refuse what would fail inside the model, perhaps after hours.
 
         Args:
@@ -118,7 +119,7 @@ class Examples:
         Raises:
             ValueError: an example is too long for the model, or has a token that it does not know.
         """
-        config = model.config.get_text_config()
+        config = (model.transformer if isinstance(model, ScalarHead) else model).config.get_text_config()
         limit = getattr(config, "max_position_embeddings", None)
         if limit is not None and max(self.widths) > limit:
             row = self.widths.index(max(self.widths))

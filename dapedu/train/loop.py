@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from dapedu.data import Record, apply_chat_template
-from dapedu.logps import layout_of, model_logps
-from dapedu.models import require_saveable, save_model
-from dapedu.packing import Packed, unwrapped
+from dapedu.models import ScalarHead, require_saveable, save_model
+from dapedu.packing import unwrapped
 from dapedu.train.checkpoints import Run
 from dapedu.train.examples import Examples, batches_of_epoch, parts_of_batch
-from dapedu.train.methods import METHODS, Method, Scores
+from dapedu.train.methods import METHODS, Method, Scores, method_of
 from dapedu.train.monitor import (
+    COLUMNS,
     SHOWN,
     Clock,
     Log,
@@ -40,6 +40,7 @@ from dapedu.train.monitor import (
     scores_of,
 )
 from dapedu.train.processes import Processes, this_process, trained
+from dapedu.train.scorer import Scorer
 from dapedu.train.settings import SFT_SETTINGS, Settings, model_card
 
 if TYPE_CHECKING:
@@ -142,39 +143,83 @@ def train_preference(
         DivergedError: the loss is not finite any more.
         KeyboardInterrupt: Ctrl-C, after the step was finished and a checkpoint saved.
     """
-    from tqdm.auto import tqdm
-
     if method not in METHODS:
-        raise ValueError(f"train_preference: no method {method!r}; there are {', '.join(METHODS)}")
+        there_are = f"there are {', '.join(METHODS)}, and train_reward for reward models"
+        raise ValueError(f"train_preference: no method {method!r}; {there_are}")
+    if isinstance(model, ScalarHead):
+        raise TypeError("train_preference: model is a ScalarHead, expected a language model; train_reward trains heads")
     strengths = {**METHODS[method].strengths, **(strengths or {})}
     if unknown := set(strengths) - set(METHODS[method].strengths):
         has = ", ".join(METHODS[method].strengths) or "none"
         raise ValueError(f"train_preference: {method} has no strength {', '.join(sorted(unknown))}; it has {has}")
-    settings = settings or Settings()
+    return train_by(
+        method,
+        model,
+        tokenizer,
+        records,
+        strengths=strengths,
+        settings=settings or Settings(),
+        held_out=held_out,
+        metrics=metrics or {},
+        output=output,
+        resume=resume,
+        progress=progress,
+    )
+
+
+def train_by(
+    name: str,
+    model: PreTrainedModel | PeftModel | ScalarHead,
+    tokenizer: PreTrainedTokenizerBase,
+    records: Sequence[Record],
+    *,
+    strengths: Mapping[str, float],
+    settings: Settings,
+    held_out: Sequence[Record],
+    metrics: Mapping[str, Callable[[Any], float]],
+    output: str | Path | None,
+    resume: bool,
+    progress: bool,
+) -> list[dict[str, float]]:
+    """What `train_preference` and `train_reward` do: refuse what can be refused, run the loop, save the model.
+
+    Args:
+        name: of the method, as `method_of` takes it.
+        model, tokenizer, records, settings, held_out, metrics, output, resume, progress: as `train_preference`.
+        strengths: all of the method's.
+
+    Returns, Raises: as `train_preference`.
+    """
+    from tqdm.auto import tqdm
+
+    method = method_of(name, records)
     records, held_out = apply_chat_template(records, tokenizer), apply_chat_template(held_out, tokenizer)
-    training = Examples.of(records, METHODS[method], tokenizer, max_length=settings.max_length)
-    watched = Examples.of(held_out, METHODS[method], tokenizer, max_length=settings.max_length) if held_out else None
+    training = Examples.of(records, method, tokenizer, max_length=settings.max_length)
+    watched = Examples.of(held_out, method, tokenizer, max_length=settings.max_length) if held_out else None
     training.require_readable(model, records)
     if watched:
         watched.require_readable(model, held_out)
-    try_loss(METHODS[method], strengths, training.k)
+    try_loss(method, strengths, training.k)
     if output is not None:
         require_saveable(model, Path(output) / "model")
     process, adapters, run = this_process(), _adapters_of(model), None
     if output is not None:
         asked = {
-            "method": method,
+            "method": name,
             "strengths": strengths,
             "settings": asdict(settings),
             "data": training.fingerprint(),
             "held_out": watched.fingerprint() if watched else None,
-            "metrics": list(metrics or {}),
-            "start": _fingerprint(model),
+            "metrics": list(metrics),
+            "start": fingerprint(model),
             # Not where the base is: the folders may have moved, and `start` knows its weights.
-            "adapters": {name: value for name, value in (adapters or {}).items() if name != "base"} or None,
+            "adapters": {key: value for key, value in (adapters or {}).items() if key != "base"} or None,
         }
         with process.main_process_first():  # the others find its folder, and that they were asked the same
             run = Run(output, asked=asked, resume=resume or not process.is_main_process)
+    prompts: list[str] = []
+    if name != "sft" and not isinstance(model, ScalarHead):  # which have no reference
+        prompts = kl_prompts(held_out, model, tokenizer, settings.kl_samples)
     home = model.device
     try:
         log = _train(
@@ -182,29 +227,27 @@ def train_preference(
             # the reference, not with a part of it.
             model.float().eval(),
             training,
-            method=METHODS[method],
+            method=method,
             strengths=strengths,
             settings=settings,
             held_out=watched,
-            # Imitation has no reference.
-            prompts=kl_prompts(held_out, model, tokenizer, settings.kl_samples) if method != "sft" else [],
-            metrics=metrics or {},
+            prompts=prompts,
+            metrics=metrics,
             tokenizer=tokenizer,
             run=run,
-            bar=tqdm(
-                total=settings.steps, disable=not (progress and process.is_main_process), unit="step", desc=method
-            ),
+            bar=tqdm(total=settings.steps, disable=not (progress and process.is_main_process), unit="step", desc=name),
         )
     finally:
         model.to(home)  # type: ignore[arg-type]  # transformers' decorator hides the method
     if run is not None and process.is_main_process:
-        save_model(model, tokenizer, run.model, card=model_card(method, strengths, settings, training, log, adapters))
+        card = model_card(name, method, strengths, settings, training, log, adapters)
+        save_model(model, tokenizer, run.model, card=card)
     process.wait_for_everyone()
     return log
 
 
 def _train(
-    model: PreTrainedModel | PeftModel,
+    model: PreTrainedModel | PeftModel | ScalarHead,
     training: Examples,
     *,
     method: Method,
@@ -220,22 +263,25 @@ def _train(
     """The loop; `scorer` is the model as accelerate prepared it. Of several processes each reads its share."""
     processes = Processes()
     device, accelerator = processes.device, processes.accelerator
-    layout, bare = layout_of(model.to(device)), _Scorer(model)
+    bare = Scorer(model.to(device))
     optimizer = torch.optim.AdamW(trained(model), lr=settings.lr, weight_decay=0.0, fused=True)
     scorer, optimizer = accelerator.prepare(bare, optimizer)
     # Computed once, before the first step: from here on nobody needs the reference itself, except to estimate a KL.
     at_once = math.ceil(settings.batch_size / settings.parts)
-    score = partial(score_all, bare, layout, processes, at_once)
+    score = partial(score_all, bare, bare.layout, processes, at_once)
     reference_logps = score(training) if method.needs_reference else None
     held_out_reference = score(held_out) if held_out and method.needs_reference else None
-    reference = reference_of(model, at_once=2 * at_once) if prompts and processes.leads else None
+    kl = None
+    if prompts and processes.leads and not isinstance(model, ScalarHead):
+        reference = reference_of(model, at_once=2 * at_once)
+        kl = partial(estimate_kl, model, reference, tokenizer, prompts, settings.seed, at_once=2 * at_once)
 
     start = run.restore(model, optimizer) if run else 0
     batches = _batches(training, settings, skip=start)
     with accelerator.main_process_first():
         log = run.trim_log(start) if run else []
-    file = Log(run if processes.leads else None, start, list(metrics))
-    with bar, file, _deferred_interrupts() as interrupted:
+    file = Log(run if processes.leads else None, start, [*COLUMNS, *metrics])
+    with bar, file, deferred_interrupts() as interrupted:
         bar.update(start)
         clock = Clock()
         for step in range(start + 1, settings.steps + 1):
@@ -248,7 +294,7 @@ def _train(
             parts = parts_of_batch(mine, training.widths, parts=settings.parts)
             for part in parts:
                 with processes.exchange(scorer, now=part is parts[-1]):
-                    logps = scorer(layout(training.select(part), device=device)).view(len(part), training.k)
+                    logps = scorer(bare.layout(training.select(part), device=device)).view(len(part), training.k)
                     scores.append(scores_of(training, part, logps, reference_logps))
                     losses.append(method.loss(scores[-1], **strengths))
                     accelerator.backward(losses[-1].sum() / len(mine) * share * processes.number)
@@ -270,8 +316,8 @@ def _train(
                 record |= {"tokens_s": clock.rate()}
                 if evaluate and held_out:
                     record |= evaluate_held_out(score(held_out), held_out, held_out_reference, method, strengths)
-                if evaluate and reference is not None:
-                    record["kl"] = estimate_kl(model, reference, tokenizer, prompts, settings.seed, at_once=2 * at_once)
+                if evaluate and kl is not None:
+                    record["kl"] = kl()
                 if evaluate and processes.leads:
                     record |= {name: metric(model) for name, metric in metrics.items()}
                 if evaluate:
@@ -284,18 +330,6 @@ def _train(
                 kept = f"saved in {run.folder}; --resume goes on" if run else "nothing is saved: the run had no folder"
                 raise KeyboardInterrupt(f"stopped after step {step} of {settings.steps}; {kept}")
     return log
-
-
-class _Scorer(nn.Module):
-    """The model as accelerate should see it: what it computes in a forward pass is what the loss needs."""
-
-    def __init__(self, model: PreTrainedModel | PeftModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: Packed | tuple[Tensor, Tensor]) -> Tensor:
-        """Log-probability of each completion, (sequences,)."""
-        return model_logps(self.model, batch)
 
 
 def _joined(parts: Sequence[Scores]) -> Scores:
@@ -324,7 +358,7 @@ def try_loss(method: Method, strengths: Mapping[str, float], k: int) -> None:
     method.loss(Scores(zeros, torch.ones(1, k), zeros, zeros, mean_length=1.0), **strengths)
 
 
-def _adapters_of(model: PreTrainedModel | PeftModel) -> dict[str, Any] | None:
+def _adapters_of(model: nn.Module) -> dict[str, Any] | None:
     """What a run's LoRA adapters are, beside their weights."""
     if not hasattr(model, "active_peft_config"):
         return None
@@ -333,7 +367,7 @@ def _adapters_of(model: PreTrainedModel | PeftModel) -> dict[str, Any] | None:
         "rank": config.r,
         "alpha": config.lora_alpha,
         "targets": " ".join(sorted(config.target_modules or [])),
-        "base": unwrapped(model).name_or_path,
+        "base": unwrapped(cast("PeftModel", model)).name_or_path,
     }
 
 
@@ -347,7 +381,7 @@ def _advice(step: int, loss: float, grad_norm: float, settings: Settings, run: R
     )
 
 
-def _fingerprint(model: PreTrainedModel | PeftModel) -> str:
+def fingerprint(model: nn.Module) -> str:
     """A checksum of the weights: two runs with the same one started from the same model."""
     digest = hashlib.sha256()
     for parameter in model.parameters():
@@ -356,8 +390,12 @@ def _fingerprint(model: PreTrainedModel | PeftModel) -> str:
 
 
 @contextmanager
-def _deferred_interrupts() -> Iterator[list[int]]:
-    """Collect Ctrl-C and a scheduler's SIGTERM, so that a step is finished and saved; the second one stops at once."""
+def deferred_interrupts() -> Iterator[list[int]]:
+    """Collect Ctrl-C and a scheduler's SIGTERM, so that a step is finished and saved; the second one stops at once.
+
+    Yields:
+        The signals received, filled as they come.
+    """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
         yield received

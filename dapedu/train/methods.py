@@ -1,12 +1,22 @@
 """What each method asks of a batch: which texts, which loss, which strengths, a reference or none."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
-from dapedu.losses import click_loss, dpo_loss, ipo_loss, rrhf_loss, slic_hf_loss, spin_loss
+from dapedu.data import Record
+from dapedu.losses import (
+    bradley_terry_loss,
+    click_loss,
+    dpo_loss,
+    ipo_loss,
+    plackett_luce_loss,
+    rrhf_loss,
+    slic_hf_loss,
+    spin_loss,
+)
 
 
 class Scores(NamedTuple):
@@ -15,7 +25,7 @@ class Scores(NamedTuple):
     For pairs they are chosen, rejected and, where the method has a likelihood term on another text, its target.
     """
 
-    policy_logps: Tensor  # summed log-probabilities, nats, (examples, k)
+    policy_logps: Tensor  # summed log-probabilities, nats, (examples, k); a reward model's rewards
     lengths: Tensor  # tokens of each completion, (examples, k)
     reference_logps: Tensor | None = None  # of the frozen reference, (examples, k); None if the method has none
     rewards: Tensor | None = None  # what ranks the candidates, (examples, k); None for pairs
@@ -91,6 +101,17 @@ def _rrhf(scores: Scores, *, sft_weight: float) -> Tensor:
     )
 
 
+def _bradley_terry(scores: Scores) -> Tensor:
+    return bradley_terry_loss(chosen_rewards=scores.policy_logps[:, 0], rejected_rewards=scores.policy_logps[:, 1])
+
+
+def _plackett_luce(scores: Scores) -> Tensor:
+    assert scores.rewards is not None
+    # Equal rewards stay in the order in which they came, which is as good as another.
+    best_first = scores.rewards.argsort(dim=1, descending=True, stable=True)
+    return plackett_luce_loss(ranked_rewards=scores.policy_logps.gather(1, best_first))
+
+
 def _target(scores: Scores) -> int:
     """The column of the likelihood term's text: the third, or the chosen one where the records have no other."""
     return 2 if scores.policy_logps.shape[1] > 2 else 0
@@ -130,3 +151,24 @@ METHODS = {
         "DPO's loss with a human completion as chosen, an own one as rejected",
     ),
 }
+
+REWARD = "reward"  # the method of `train_reward`, which trains another model than those of `METHODS` and has two losses
+_REWARD = {
+    "preferences": Method(_bradley_terry, {}, "preferences", False, "likelihood of the pairs under Bradley–Terry"),
+    "rankings": Method(_plackett_luce, {}, "rankings", False, "likelihood of the rankings under Plackett–Luce"),
+}
+
+
+def method_of(name: str, records: Sequence[Record]) -> Method:
+    """A method by its name.
+
+    Args:
+        name: a key of `METHODS`, or `REWARD`.
+        records: preferences or rankings, which decide how a reward model is trained.
+
+    Returns:
+        `Method`.
+    """
+    if name != REWARD:
+        return METHODS[name]
+    return _REWARD["rankings" if records and "completions" in records[0] else "preferences"]

@@ -38,7 +38,7 @@ def scores_of(examples: Examples, rows: Sequence[int], logps: Tensor, reference_
     Args:
         examples: all of them.
         rows: the batch's.
-        logps: of their completions under the policy, nats, (rows, k).
+        logps: of their completions under the policy, nats, (rows, k); or a reward model's rewards.
         reference_logps: of all examples' completions under the reference, (examples, k), or None.
 
     Returns:
@@ -57,17 +57,17 @@ def scores_of(examples: Examples, rows: Sequence[int], logps: Tensor, reference_
 def score_all(
     scorer: Callable[..., Tensor], layout: Callable[..., Any], processes: Processes, at_once: int, examples: Examples
 ) -> Tensor:
-    """Log-probability of every completion, without gradient: what is cached of a reference.
+    """Log-probability, or reward, of every completion, without gradient: what is cached of a reference.
 
     Args:
-        scorer: from a batch to summed log-probabilities.
-        layout: makes such a batch of sequences, see `dapedu.logps.layout_of`.
+        scorer: from a batch to a number for each completion, see `Scorer`.
+        layout: makes such a batch of sequences.
         processes: which share the work.
         at_once: examples read together: as many as fit in memory with a gradient fit without.
         examples: what to score.
 
     Returns:
-        Nats, shape (examples, k), on the CPU.
+        The scorer's numbers, shape (examples, k), on the CPU.
     """
     logps = torch.zeros(len(examples), examples.k)
     by_width = sorted(range(len(examples)), key=examples.widths.__getitem__)
@@ -88,11 +88,15 @@ def measure(losses: Tensor, scores: Scores) -> dict[str, float]:
 
     Returns:
         `loss`; for pairs also `chosen` and `rejected`, mean log-ratios to the reference (log-probabilities for a
-        method without one), their difference `margin`, and `accuracy`, how often it is positive. In nats, without β.
+        method without one, rewards for a reward model), their difference `margin`, and `accuracy`, how often it is
+        positive. In nats, without β. For rankings `accuracy` is the share of the pairs of different rewards that are
+        ordered right, mean over the rankings; where all rewards are equal, a half.
     """
     found = {"loss": losses.detach().mean().item()}
-    if scores.policy_logps.shape[1] >= 2 and scores.rewards is None:
-        levels = scores.policy_logps.detach()
+    levels = scores.policy_logps.detach()
+    if scores.rewards is not None:
+        found["accuracy"] = _ordered_right(levels, scores.rewards).mean().item()
+    elif levels.shape[1] >= 2:
         if scores.reference_logps is not None:
             levels = levels - scores.reference_logps
         margins = levels[:, 0] - levels[:, 1]
@@ -105,6 +109,13 @@ def measure(losses: Tensor, scores: Scores) -> dict[str, float]:
     return found
 
 
+def _ordered_right(levels: Tensor, rewards: Tensor) -> Tensor:
+    better = rewards[:, :, None] > rewards[:, None, :]
+    right = better & (levels[:, :, None] > levels[:, None, :])
+    pairs = better.sum(dim=(1, 2))
+    return torch.where(pairs > 0, right.sum(dim=(1, 2)) / pairs.clamp(min=1), 0.5)  # (rankings,)
+
+
 def evaluate_held_out(
     logps: Tensor,
     held_out: Examples,
@@ -115,7 +126,7 @@ def evaluate_held_out(
     """`measure` on records that are not trained on.
 
     Args:
-        logps: of their completions under the policy, from `score_all`.
+        logps: of their completions under the policy, or their rewards, from `score_all`.
         held_out: the records.
         reference_logps: of their completions under the reference, (examples, k), or None.
         method: whose loss is reported.
@@ -227,10 +238,10 @@ class Log:
     Args:
         run: where to write, or None.
         start: the step that the run goes on from, see `Run.trim_log`.
-        more: names of columns beyond `COLUMNS`.
+        columns: of the table, `step` first.
     """
 
-    def __init__(self, run: Run | None, start: int, more: Sequence[str] = ()) -> None:
+    def __init__(self, run: Run | None, start: int, columns: Sequence[str]) -> None:
         self._run = run
         if run is None:
             return
@@ -238,7 +249,7 @@ class Log:
 
         is_new = not run.log.exists()
         self._file = run.log.open("a", encoding="utf8", newline="")
-        self._table = csv.DictWriter(self._file, [*COLUMNS, *more], lineterminator="\n")
+        self._table = csv.DictWriter(self._file, columns, lineterminator="\n")
         if is_new:
             self._table.writeheader()
         self._board = SummaryWriter(str(run.folder), purge_step=start + 1)

@@ -12,16 +12,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from dapedu.data import Record, apply_chat_template
-from dapedu.logps import layout_of, model_logps
+from dapedu.models import ScalarHead
 from dapedu.packing import Packed
 from dapedu.train.examples import Examples, batches_of_epoch, parts_of_batch
-from dapedu.train.methods import METHODS
+from dapedu.train.methods import REWARD, Method, method_of
 from dapedu.train.processes import this_process, trained
+from dapedu.train.scorer import Scorer
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_LOADED_MODEL = "`dapedu.models.load_model`, or with transformers' AutoModelForCausalLM and AutoTokenizer"
+_LOADED_HEAD = "`dapedu.models.load_head`, and read rewards with `dapedu.models.head_rewards`"
 _TIMED, _PATIENCE = 3, 2.0  # steps that `plan` times, fewer if they take so many seconds
 
 
@@ -57,6 +60,8 @@ class Settings:
 
 
 SFT_SETTINGS = Settings(steps=800, batch_size=64, lr=4e-3, warmup=50)  # for a tiny model from scratch
+# For a tiny model and 4,096 pairs, which it reads twice: by the fourth time it knows them by heart.
+REWARD_SETTINGS = Settings(steps=256, lr=3e-3, kl_samples=0)
 
 
 class Plan(NamedTuple):
@@ -89,7 +94,7 @@ class Plan(NamedTuple):
 
 
 def plan(
-    model: PreTrainedModel | PeftModel,
+    model: PreTrainedModel | PeftModel | ScalarHead,
     tokenizer: PreTrainedTokenizerBase,
     records: Sequence[Record],
     *,
@@ -102,7 +107,7 @@ def plan(
         model: left as it is.
         tokenizer: the model's.
         records: as the method needs them.
-        method: a key of `METHODS`.
+        method: a key of `METHODS`, or "reward" for a `ScalarHead`.
         settings: of the run.
 
     Returns:
@@ -112,12 +117,12 @@ def plan(
         ValueError: a record lacks a field or is too long for the model.
     """
     records = apply_chat_template(records, tokenizer)
-    examples = Examples.of(records, METHODS[method], tokenizer, max_length=settings.max_length)
+    examples = Examples.of(records, method_of(method, records), tokenizer, max_length=settings.max_length)
     examples.require_readable(model, records)
     batches = batches_of_epoch(len(examples), batch_size=settings.batch_size, seed=settings.seed, epoch=0)
     trial = copy.deepcopy(model).float()
     trial.to(_device())  # type: ignore[arg-type]  # transformers' decorator hides the method
-    layout = layout_of(trial)
+    scorer = Scorer(trial)
     optimizer = torch.optim.AdamW(trained(trial), lr=settings.lr, fused=True)
     start, tokens, read = 0.0, 0, 0
     for number, rows in enumerate([batches[0], *batches[:_TIMED]]):  # the first one once more: it warms up
@@ -125,8 +130,8 @@ def plan(
             start = time.perf_counter()
         optimizer.zero_grad()
         for part in parts_of_batch(rows, examples.widths, parts=settings.parts):
-            batch = layout(examples.select(part), device=trial.device)
-            loss = model_logps(trial, batch).sum()
+            batch = scorer.layout(examples.select(part), device=trial.device)
+            loss = scorer(batch).sum()
             loss.backward()
             loss.item()  # waits for a GPU
             read += _tokens_read(batch)
@@ -152,7 +157,8 @@ def plan(
 
 
 def model_card(
-    method: str,
+    name: str,
+    method: Method,
     strengths: Mapping[str, float],
     settings: Settings,
     examples: Examples,
@@ -162,7 +168,8 @@ def model_card(
     """The README.md of a trained model.
 
     Args:
-        method: a key of `METHODS`.
+        name: of the method.
+        method: what it asks of a batch.
         strengths: its hyperparameters.
         settings: of the run.
         examples: what it was trained on.
@@ -172,7 +179,8 @@ def model_card(
     Returns:
         Markdown.
     """
-    last = {name: value for record in log for name, value in record.items()}
+    last = {key: value for record in log for key, value in record.items()}
+    is_reward = name == REWARD
     return "\n".join(
         (
             "---",
@@ -181,11 +189,11 @@ def model_card(
                 if adapters
                 else ["library_name: transformers"]
             ),
-            "pipeline_tag: text-generation",
+            "tags: [reward-model]" if is_reward else "pipeline_tag: text-generation",
             "---",
-            f"# {'LoRA adapters' if adapters else 'A model'} trained by {method}",
+            "# A reward model" if is_reward else f"# {'LoRA adapters' if adapters else 'A model'} trained by {name}",
             "",
-            f"Trained with dapedu: {METHODS[method].summary}.",
+            f"Trained with dapedu: {method.summary}.",
             "",
             *([f"- Adapters: {_listed(adapters)}"] if adapters else []),
             f"- Data: {len(examples):,} examples, checksum {examples.fingerprint()}",
@@ -193,7 +201,7 @@ def model_card(
             f"- Settings: {_listed(asdict(settings))}",
             f"- At the end: {_listed({k: v for k, v in last.items() if k not in ('step', 'tokens_s', 'lr')})}",
             "",
-            "Load it with `dapedu.models.load_model`, or with transformers' AutoModelForCausalLM and AutoTokenizer.",
+            f"Load it with {_LOADED_HEAD if is_reward else _LOADED_MODEL}.",
             "",
         )
     )
