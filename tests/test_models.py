@@ -319,7 +319,7 @@ def test_a_head_in_mixed_precision_gives_float32(model, sequences):
     head.linear.bias.data.fill_(1.001)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         values = head(collate(sequences)[0])
-    torch.testing.assert_close(values, torch.full_like(values, 1.001), rtol=0, atol=0)
+    torch.testing.assert_close(values, torch.full(values.shape, 1.001), rtol=0, atol=0)
 
 
 def test_a_completion_without_tokens_has_no_last_number(head):

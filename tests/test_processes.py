@@ -25,7 +25,8 @@ LAUNCHERS = {
     ],
 }
 # 33 pairs, 8 a step: the last batch of an epoch is a single pair, which leaves one process without any.
-STEPS, OPTIONS = 15, "--batch-size 8 --parts 3 --lr 1e-3 --warmup 0 --log-every 1 --evaluate-every 5 --kl-samples 16"
+STEPS, OPTIONS = 15, "--batch-size 8 --parts 3 --lr 1e-3 --warmup 0 --log-every 1 --evaluate-every 5"
+DPO = "train --method dpo --beta 0.5 --kl-samples 16"
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +40,8 @@ def start(tmp_path_factory) -> Path:
     return folder
 
 
-def run(start: Path, launcher: list[str], output: str, *more: str) -> None:
-    words = "train --method dpo --beta 0.5 --model model --data pairs.jsonl --held-out held_out.jsonl"
+def run(start: Path, launcher: list[str], output: str, *more: str, command: str = DPO) -> None:
+    words = f"{command} --model model --data pairs.jsonl --held-out held_out.jsonl"
     words += f" --output {output} --steps {STEPS} --checkpoint-every 5 --quiet {OPTIONS}"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
     done = subprocess.run(
@@ -74,6 +75,20 @@ def test_two_processes_are_one(launcher, start):
     run(start, LAUNCHERS[launcher], launcher)
     assert {"loss", "grad_norm", "held_out_margin", "kl"} <= set(log_of(start / launcher)[-1])
     assert_alike(start / "one", start / launcher)
+
+
+def test_two_processes_train_a_reward_model_as_one(start):
+    """Oracle: one process; all rewards are a number off, which the loss does not see and rounding decides."""
+    for launcher, output in ((ALONE, "reward"), (LAUNCHERS["torchrun"], "rewards")):
+        run(start, launcher, output, command="reward")
+    levels = ("chosen", "rejected", "held_out_chosen", "held_out_rejected")
+    one, two = (
+        [{name: value for name, value in row.items() if name not in levels} for row in log_of(start / output)]
+        for output in ("reward", "rewards")
+    )
+    for expected, actual in zip(one, two, strict=True):
+        assert actual == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    assert one[-1]["held_out_loss"] != one[4]["held_out_loss"]
 
 
 def test_two_processes_go_on_with_what_one_left(start):

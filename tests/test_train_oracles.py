@@ -184,8 +184,10 @@ def test_five_steps_of_trl(model, tokenizer, tmp_path, monkeypatch):
         optimizers=(optimizer, schedule),
     ).train()
     go(model, tokenizer, "dpo", records=records, strengths={"beta": 0.3}, steps=5, batch_size=6, lr=1e-3)
-    assert (weights(model)["transformer.wte.weight"] - weights(start)["transformer.wte.weight"]).abs().max() > 1e-3
-    assert_same_weights(model, peer, atol=1e-5)
+    moved, peers, before = weights(model), weights(peer), weights(start)
+    for name, value in before.items():
+        # Adam divides by the gradient's own size: where that is rounding, single numbers tell the processor apart.
+        assert (moved[name] - peers[name]).norm() < 1e-4 * (peers[name] - value).norm(), name
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -266,10 +268,11 @@ def test_the_kl_is_that_of_samples(model, tokenizer):
 def test_the_kl_counts_tokens_that_are_no_text(model, tokenizer):
     """Oracle: the sum over the one token that is drawn, of all nine, two of which are special and never text."""
     start = copy.deepcopy(model)
-    with torch.no_grad():
-        model.transformer.wte.weight[2] += 0.3 * model.transformer.ln_f.weight.sign()  # <unk> becomes likely
     prompts = ["a"] * 4000
     ids = tokenizer("a", add_special_tokens=False, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        state = model.transformer(ids).last_hidden_state[0, -1]
+        model.transformer.wte.weight[2] += 2 * state / state.square().sum()  # <unk>'s logit rises by 2
     with torch.no_grad():
         policy, reference = (one(ids).logits[0, -1].log_softmax(-1).double() for one in (model, start))
     exact = (policy.exp() * (policy - reference)).sum().item()
@@ -278,7 +281,7 @@ def test_the_kl_counts_tokens_that_are_no_text(model, tokenizer):
     log_ratios = score(model, drawn) - score(start, drawn)
     assert log_ratios.mean().item() == pytest.approx(exact, abs=4 * log_ratios.std().item() / 4000**0.5)
     assert 2 in {ids[-1] for ids in drawn.input_ids}
-    assert policy[2].exp() > 0.02
+    assert exact > 0.1
 
 
 def test_adapters_that_were_trained_before_belong_to_the_reference(model, tokenizer):

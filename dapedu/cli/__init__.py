@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from dapedu import __version__
-from dapedu.cli import language_models, published, training
+from dapedu.cli import language_models, published, reinforcement, training
 
 _DESCRIPTION = """\
 From preferences to an aligned model, on a laptop or a GPU. A first session, about two minutes on a CPU:
@@ -18,6 +18,12 @@ From preferences to an aligned model, on a laptop or a GPU. A first session, abo
   dapedu train --method dpo --beta 1 --model runs/sft --data runs/pairs.jsonl --output runs/dpo
   dapedu evaluate --model runs/dpo --reference runs/sft
   dapedu sample   --model runs/dpo
+
+The same aim by reinforcement learning, a minute or two more:
+
+  dapedu reward --model runs/sft --data runs/pairs.jsonl --output runs/reward
+  dapedu ppo --beta 1 --model runs/sft --prompts runs/pairs.jsonl --reward runs/reward --output runs/ppo
+  dapedu evaluate --model runs/ppo --reference runs/sft --reward runs/reward
 
 Every command explains itself:  dapedu train --help
 """
@@ -46,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"dapedu {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     training.add_commands(commands)
+    reinforcement.add_commands(commands)
     language_models.add_commands(commands)
     published.add_commands(commands)
     try:

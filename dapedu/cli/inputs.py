@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from dapedu.models import ScalarHead
 
 T = TypeVar("T")
 
@@ -134,6 +138,42 @@ def refuse_same_records(options: argparse.Namespace, data: str) -> None:
         refuse(options, f"--held-out is {data}{split}: a model would be evaluated on what it is trained on")
 
 
+def refuse_output(options: argparse.Namespace, *names: str) -> None:
+    """Refuse an --output that no run can go to, or in which it would write over a model that it reads.
+
+    Args:
+        options: of the command, with its parser, `output`, `resume` and `dry_run`.
+        names: of the options that name such models, where they are given.
+
+    Raises:
+        SystemExit: as said.
+    """
+    from dapedu.train.checkpoints import RunError, require_usable
+
+    output = Path(options.output).resolve()
+    for name in names:
+        model = getattr(options, name)
+        if model and Path(model).resolve() in (output, output / "model"):
+            refuse(options, f"--output is the folder of {flag(name)} {model}, which would change; choose another one")
+    if not options.dry_run:
+        try:
+            require_usable(Path(options.output), resume=options.resume)
+        except RunError as problem:
+            refuse(options, problem)
+
+
+def flag(name: str) -> str:
+    """An option as the user writes it.
+
+    Args:
+        name: as the program does, `batch_size`.
+
+    Returns:
+        `--batch-size`.
+    """
+    return f"--{name.replace('_', '-')}"
+
+
 def load(options: argparse.Namespace, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model by its folder, by that of the run that made it, or by its name on the Hugging Face hub.
 
@@ -163,6 +203,50 @@ def load_tokenizer(options: argparse.Namespace, name: str) -> PreTrainedTokenize
     from dapedu.models import load_tokenizer
 
     return attempt(options, lambda: load_tokenizer(_of_run(name)))
+
+
+def load_head(
+    options: argparse.Namespace,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    option: str,
+    *,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+) -> ScalarHead:
+    """A reward or value model, which has to read what another model writes, token by token.
+
+    Args:
+        options: of the command, with its parser and `model`.
+        model, tokenizer: what writes.
+        option: the one that names the folder, as `reward`.
+        prompts: what it completes.
+        max_new_tokens: of its longest completion.
+
+    Returns:
+        The head.
+
+    Raises:
+        SystemExit: as `attempt`, or it cannot read all that may be written.
+    """
+    from dapedu.data import encode_prompts
+    from dapedu.models import load_head
+
+    name = getattr(options, option)
+    head, own = attempt(options, lambda: load_head(_of_run(name)))
+    start = f"{flag(option)} {name}"
+    if (own.get_vocab(), own.eos_token_id) != (tokenizer.get_vocab(), tokenizer.eos_token_id):
+        refuse(options, f"{start} has other tokens than --model {options.model} writes; train it from that model")
+    config = head.transformer.config.get_text_config()
+    written = model.config.get_text_config().vocab_size
+    if config.vocab_size < written:
+        problem = f"knows tokens 0 … {config.vocab_size - 1}, but the model may write up to {written - 1}"
+        refuse(options, f"{start} {problem}; train it from that model")
+    longest = max(map(len, attempt(options, lambda: encode_prompts(prompts, tokenizer)))) + max_new_tokens
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is not None and longest > limit:
+        refuse(options, f"{start} reads {limit} tokens; prompt and completion may have {longest}")
+    return head
 
 
 def _of_run(name: str) -> str | Path:

@@ -6,10 +6,18 @@ import argparse
 import json
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dapedu.cli.check import add_check
-from dapedu.cli.inputs import at_least_one, attempt, load, output_file, output_name, seed
+from dapedu.cli.inputs import at_least_one, attempt, load, load_head, output_file, output_name, seed
 from dapedu.reviews import SPLITS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from dapedu.models import ScalarHead
+
+_LONGEST = 64  # tokens of the longest completion, as in the evaluation
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -89,6 +97,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--model", required=True, metavar="FOLDER")
     parser.add_argument("--reference", metavar="FOLDER", help="what it was trained from: for KL and win rate")
+    parser.add_argument("--reward", metavar="FOLDER", help="a reward model: also what it gives the completions")
     parser.add_argument("--split", choices=SPLITS, default="test", help="of the prompts (default: test)")
     parser.add_argument("--number", type=at_least_one, default=1024, help="of completions (default: 1024)")
     parser.add_argument("--output", type=output_name, metavar="FILE", help="also write the numbers as .json")
@@ -201,10 +210,15 @@ def _sample(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    from dapedu import reviews
     from dapedu.experiments.reviews import evaluate_reviewer
 
     model, tokenizer = load(options, options.model)
     reference = load(options, options.reference)[0] if options.reference else None
+    head = None
+    if options.reward:
+        prompts = reviews.prompts(options.split)
+        head = load_head(options, model, tokenizer, "reward", prompts=prompts, max_new_tokens=_LONGEST)
     results = {}
     for temperature in options.temperature:
         evaluate = partial(
@@ -219,6 +233,9 @@ def _evaluate(options: argparse.Namespace) -> int:
             seed=options.seed,
         )
         results[f"{temperature:g}"] = attempt(options, evaluate)
+        if head is not None:
+            learned = _learned_reward(head, model, tokenizer, options, temperature)
+            results[f"{temperature:g}"]["reward model"] = learned
         print(f"{options.number:,} completions of {options.split} prompts, temperature {temperature:g}")
         for name, value in results[f"{temperature:g}"].items():
             mean, *ends = value if isinstance(value, tuple) else (value,)
@@ -229,3 +246,29 @@ def _evaluate(options: argparse.Namespace) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf8")
     return 0
+
+
+def _learned_reward(
+    head: ScalarHead,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    options: argparse.Namespace,
+    temperature: float,
+) -> tuple[float, float, float]:
+    """The mean of a reward model's rewards, of the completions of the evaluation: their seed draws them once more."""
+    from dapedu import reviews
+    from dapedu.evaluate import bootstrap_interval
+    from dapedu.models import head_rewards
+    from dapedu.sampling import sample
+
+    prompts = reviews.draw_prompts(options.number, split=options.split, seed=options.seed)
+    samples = sample(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=_LONGEST,
+        temperature=temperature,
+        top_k=options.top_k,
+        seed=options.seed,
+    )
+    return bootstrap_interval(head_rewards(head, samples.sequences), groups=prompts)

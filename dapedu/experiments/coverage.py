@@ -32,7 +32,7 @@ KINDS = ("as collected", "four times as many", "labelled by the reward model", "
 
 
 def reviews_coverage(
-    *, seeds: Sequence[int] = SEEDS, betas: Sequence[float] = (0.5, 0.25, 0.1), kinds: Sequence[str] = KINDS
+    *, seeds: Sequence[int] = SEEDS, betas: Sequence[float] = (0.5, 0.25), kinds: Sequence[str] = KINDS
 ) -> dict[str, Any]:
     """DPO on the same number of pairs that others wrote, on more of them, and in rounds: reward and KL."""
     prepare(seeds)

@@ -38,11 +38,13 @@ def reviews_ppo_details(
     *,
     seeds: Sequence[int] = SEEDS,
     beta: float = 0.5,
+    completions: int = 4_096,
     variants: Sequence[str] = tuple(VARIANTS),
 ) -> dict[str, Any]:
     """PPO on the gold reward with each detail changed once: reward and KL over training, and the policy at the end."""
     prepare(seeds)
     settings = tuned_settings()["PPO, gold reward"]
+    settings = settings | {"steps": completions // settings["batch_size"]}
     cases = [
         {"seed": seed, "beta": beta, "settings": settings, "changed": VARIANTS[name]}
         for name in variants

@@ -79,7 +79,7 @@ def reviews_dpo_against_ppo(
     seeds: Sequence[int] = SEEDS,
     betas: Sequence[float] = (2.0, 1.0, 0.5, 0.25),
     best_of: Sequence[int] = (2, 4, 8, 16, 32, 64),
-    rejection_n: Sequence[int] = (2, 4, 16, 64),
+    rejection_n: Sequence[int] = (4, 16, 64),
     temperatures: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5),
     temperature_beta: float = 0.5,
 ) -> dict[str, Any]:

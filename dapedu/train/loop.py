@@ -133,7 +133,8 @@ def train_preference(
     Returns:
         What was logged, a dict every `log_every` steps: `loss`, and for pairs the mean log-ratios `chosen` and
         `rejected` (log-probabilities where the method has no reference), their difference `margin` and its sign's
-        share `accuracy`; `grad_norm`, `lr`, `tokens_s`; the same with `held_out_` before, and `kl` in nats, where
+        share `accuracy`; for rankings alone `accuracy`, the share of pairs of different rewards whose log-probabilities
+        are in the same order; `grad_norm`, `lr`, `tokens_s`; the same with `held_out_` before, and `kl` in nats, where
         it was evaluated. Numbers have six digits. A resumed run also returns what it logged before.
 
     Raises:

@@ -51,7 +51,7 @@ def train_reward(
         TypeError: head is no `ScalarHead`.
         ValueError, RunError, DivergedError, KeyboardInterrupt: as `train_preference`.
 
-    Source: arXiv:2009.01325, §3.4. Book: eq-bradley-terry-loss, eq-plackett-luce-loss.
+    Source: arXiv:2009.01325, §3.4, for pairs; arXiv:2305.18290, appendix A.3, for rankings.
     """
     if not isinstance(head, ScalarHead):
         raise TypeError(
