@@ -42,7 +42,7 @@ CLAIMS = (
         remark=(
             "The condition: labels are wrong; with a uniform reference also that comparisons are few. With clean "
             "labels it gains nothing. (The source adds that over-training it destabilises reinforcement learning. Here "
-            "RLHF's optimum is a formula, so that half waits for PPO.)"
+            "RLHF's optimum is a formula; that half is claim ipo-3b.)"
         ),
         evidence=_EVIDENCE,
         numbers=lambda results: {

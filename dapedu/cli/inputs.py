@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from dapedu.models import ScalarHead
 
+A_MODEL = "a run's folder, a model's, or a name on the Hugging Face hub"
+A_SOURCE = ".jsonl (.gz), .json, .csv or .parquet, a saved dataset, or a name on the Hugging Face hub"
+
 T = TypeVar("T")
 
 

@@ -12,7 +12,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dapedu.cli.inputs import attempt, flag, load, load_head, output_name, refuse, refuse_output, seed
+from dapedu.cli.inputs import (
+    A_MODEL,
+    A_SOURCE,
+    attempt,
+    flag,
+    load,
+    load_head,
+    output_name,
+    refuse,
+    refuse_output,
+    seed,
+)
 from dapedu.ppo import PPOSettings, RLOOSettings
 from dapedu.ppo.settings import KL_PLACES
 from dapedu.reviews import PROXIES
@@ -25,8 +36,6 @@ if TYPE_CHECKING:
     from dapedu.models import ScalarHead
     from dapedu.ppo.rollouts import Reward
 
-_A_MODEL = "a run's folder, a model's, or a name on the Hugging Face hub"
-_A_SOURCE = ".jsonl (.gz), .json, .csv or .parquet, a saved dataset, or a name on the Hugging Face hub"
 JUDGES = ("gold", *(f"{strength}-proxy" for strength in PROXIES))
 # Without `evaluate_every`, which is about metrics, and no option adds one.
 _SETTINGS = {
@@ -91,13 +100,13 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, metavar="MODEL", help=f"the SFT model: {_A_MODEL}")
+    parser.add_argument("--model", required=True, metavar="MODEL", help=f"the SFT model: {A_MODEL}")
     parser.add_argument(
         "--prompts",
         required=True,
         metavar="DATA",
         help="prompts, or records of any kind, of which the prompts alone are taken, each once; conversations are "
-        f"rendered by the model's chat template: {_A_SOURCE}",
+        f"rendered by the model's chat template: {A_SOURCE}",
     )
     parser.add_argument("--split", default="train", help="of a dataset that has several (default: train)")
     parser.add_argument(
