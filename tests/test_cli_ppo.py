@@ -155,7 +155,8 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(command, session, tmp_p
         capsys.readouterr()
         assert main([*words, f"{tmp_path}/run"]) == 130
     assert "dapedu: stopped after step 2 of 4; saved in" in capsys.readouterr().err
-    assert "already holds a run: resume it (--resume)" in refused([*words, f"{tmp_path}/run"], capsys)
+    early = [*words, f"{tmp_path}/run", "--model", "none"]  # is not even looked for
+    assert "already holds a run: resume it (--resume)" in refused(early, capsys)
     assert "beta was 0.5, now 1.0" in refused([*words, f"{tmp_path}/run", "--resume", "--beta", "1"], capsys)
     assert main([*words, f"{tmp_path}/run", "--resume"]) == 0
     weights = [(tmp_path / run / "model" / "model.safetensors").read_bytes() for run in ("whole", "run")]

@@ -204,7 +204,7 @@ def _checked_words(options: argparse.Namespace) -> RLOOSettings:
 
 def _records(options: argparse.Namespace) -> Records:
     """The records of the file, of whatever kind; what is wrong with one is found before any work starts."""
-    from dapedu.data import Records, load_demonstrations, load_preferences, load_rankings
+    from dapedu.data import Records, load_demonstrations, load_rankings
     from dapedu.data.formats import guess_kind
     from dapedu.data.sources import read_source
 
@@ -216,8 +216,7 @@ def _records(options: argparse.Namespace) -> Records:
     kind = guess_kind(rows[0]) if rows else None
     if kind is None:
         rows = [_completed(row) for row in rows]
-    loaders = {"preferences": load_preferences, "rankings": load_rankings}
-    load = loaders.get(kind or "", load_demonstrations)
+    load = load_rankings if kind == "rankings" else load_demonstrations  # which reads preferences too
     return load(Records(rows, source=name, unit=unit, positions=positions))
 
 

@@ -69,7 +69,7 @@ def enumerable_reward_model(
     *,
     pairs: Sequence[int] = (1_000, 10_000),
     steps: Sequence[int] = (10, 40, 160),
-    betas: Sequence[float] = (2.0, 1.0, 0.5, 0.25, 0.125),
+    betas: Sequence[float] = (8.0, 4.0, 2.0, 1.0, 0.5, 0.25, 0.125, 0.06, 0.03),
     lr: float = 4e-3,
     sft_steps: int = 300,
     shape: Mapping[str, int] = SHAPE,
@@ -98,8 +98,8 @@ def epochs_unit(*, seed: int, epochs: Sequence[float]) -> dict[str, dict[str, An
         epochs: passes over the pairs.
 
     Returns:
-        For each: loss and accuracy on training and on held-out pairs, the calibration error of both, the spread of its
-        rewards on samples of the SFT model, and their correlation with the gold reward.
+        A table for each of them, with loss and accuracy on training and on held-out pairs, the calibration error of
+        both, the spread of its rewards on samples of the SFT model, and their correlation with the gold reward.
     """
     reference, tokenizer = load_model(scratch() / f"sft-{seed}")
     records = reviews.preferences(reference, tokenizer, _PAIRS, seed=seed)
@@ -151,7 +151,7 @@ def goodhart_unit(*, seed: int, settings: Mapping[str, Any]) -> dict[str, Any]:
         settings: of PPO.
 
     Returns:
-        Lists over the steps: `learned` and `gold` reward of the completions on the annotator's scale, `kl`; and three
+        Over the steps, `learned` and `gold` reward of the completions on the annotator's scale, `kl`; and three
         completions at the end.
     """
     learned, gold = learned_reward(seed), []

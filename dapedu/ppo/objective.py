@@ -77,8 +77,8 @@ def gae(*, rewards: Tensor, values: Tensor, mask: Tensor, gae_lambda: float) -> 
     surprises = mask * (rewards + after - values)  # δ
     place = torch.arange(mask.shape[1], device=mask.device)
     later = place[:, None] - place  # s − t, by row s and column t
-    weights = torch.where(later >= 0, torch.tensor(gae_lambda, device=mask.device) ** later.clamp(min=0), 0.0)
-    return mask * (surprises @ weights.to(surprises.dtype))
+    powers = torch.full_like(later, gae_lambda, dtype=surprises.dtype) ** later.clamp(min=0)
+    return mask * (surprises @ powers.where(later >= 0, 0.0))
 
 
 def rloo_advantages(rewards: Tensor) -> Tensor:

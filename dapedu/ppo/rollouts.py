@@ -54,7 +54,7 @@ def collect(
 
     Args:
         policy, reference, value_model, tokenizer: on one device; RLOO has no value model.
-        prompts: to draw from; all of them before one comes again.
+        prompts: to draw from; within a step all of them before one comes again.
         reward: from the samples to one number each.
         layout: how the models read, see `dapedu.logps.layout_of`.
         settings: of the run.
@@ -84,7 +84,7 @@ def collect(
     old_values = torch.zeros_like(old_logps) if value_model is not None else None
     with evaluating(policy):
         # In groups as large as a minibatch: what fits in memory with a gradient fits without.
-        for rows in torch.arange(len(samples)).chunk(settings.minibatches):
+        for rows in torch.arange(len(samples)).tensor_split(settings.minibatches):
             batch = layout(samples.sequences.select(rows.tolist()), device=policy.device)
             inside = _where(mask, rows)
             old_logps[inside] = model_token_logps(policy, batch)

@@ -23,7 +23,7 @@ class RLOOSettings:
     clip_range: float = 0.2  # ε: how far a token's probability may move in a step with a gain, as a share; or inf
     normalise_rewards: bool = False  # to a standard deviation of 1 in each batch, the KL term with them
     normalise_advantages: bool = False  # to mean 0 and standard deviation 1 in each batch
-    kl_in: str = "reward"  # or "loss"
+    kl_in: str = "reward"  # or "loss", where β weighs the KL against what is left of the reward when it is normalised
     target_kl: float | None = None  # nats; None keeps β as it is
     max_new_tokens: int = 64  # longest completion
     seed: int = 0  # of prompts, samples and minibatches
@@ -41,6 +41,8 @@ class RLOOSettings:
             raise ValueError(f"{name}: lr is {self.lr}, final_lr {self.final_lr}; expected finite, and at most 1")
         if self.kl_in not in KL_PLACES:
             raise ValueError(f"{name}: kl_in is {self.kl_in!r}, expected one of {', '.join(KL_PLACES)}")
+        if self.normalise_rewards and self.batch_size < 2:
+            raise ValueError(f"{name}: batch_size is 1, expected at least 2: one reward has no standard deviation")
         if self.target_kl is not None and not self.target_kl > 0:
             raise ValueError(f"{name}: target_kl is {self.target_kl}, expected a positive number or None")
 
@@ -74,5 +76,7 @@ class PPOSettings(RLOOSettings):
         for field in ("value_lr", "value_clip_range"):
             if not getattr(self, field) > 0:
                 raise ValueError(f"PPOSettings: {field} is {getattr(self, field)}, expected a positive number")
+        if not math.isfinite(self.value_lr):
+            raise ValueError(f"PPOSettings: value_lr is {self.value_lr}, expected a finite number")
         if not 0 <= self.gae_lambda <= 1:
             raise ValueError(f"PPOSettings: gae_lambda is {self.gae_lambda}, expected from 0 to 1")

@@ -91,8 +91,8 @@ def train_ppo(
         tokens of prompts and completions. A resumed run also returns what it logged before.
 
     Raises:
-        ValueError: a number is out of range, there are no prompts, one is too long, or the reward does not give one
-            finite number a sample; or several processes were started. Nothing was.
+        ValueError: a number is out of range, there are no prompts, one is too long, the reward does not give one finite
+            number a sample, or value_model shares weights with model; or several processes were started. Nothing was.
         RunError: output holds another run, or its last checkpoint cannot be read.
         DivergedError: a loss or a gradient is not finite any more.
         KeyboardInterrupt: Ctrl-C, after the step was finished and a checkpoint saved.
@@ -187,18 +187,20 @@ def _start(
         raise ValueError(f"train_{method}: {process.num_processes} processes were started, expected one")
     if not 0 <= beta < float("inf"):
         raise ValueError(f"train_{method}: beta is {beta}, expected a finite number ≥ 0")
+    if beta == 0 and settings.target_kl is not None:
+        raise ValueError(f"train_{method}: beta is 0, which no target_kl changes; expected a positive number")
     if not prompts:
         raise ValueError(f"train_{method}: there are no prompts")
+    if value_model is not None and _trainable(model) & _trainable(value_model):
+        raise ValueError(f"train_{method}: value_model shares weights with model; give it a copy of the transformer")
     if output is not None:
         require_saveable(model, Path(output) / "model")
-    homes = {
-        part: part.linear.weight.device if isinstance(part, ScalarHead) else part.device
-        for part in (model, value_model)
-        if part is not None
-    }
-    trained = _Trained(model.float().eval(), value_model, beta).to(process.device)
-    reference = copy.deepcopy(model).requires_grad_(False)
+    homes = {part: part.device for part in (model, value_model) if part is not None}
     try:
+        # Half-precision weights are too coarse for small steps. No dropout: ratios compare the policy with what it was,
+        # not with a part of it.
+        trained = _Trained(model, value_model, beta).float().eval().to(process.device)
+        reference = copy.deepcopy(model).requires_grad_(False)
         tried = _try_reward(model, tokenizer, prompts, reward, settings)
         run = None
         if output is not None:
@@ -234,6 +236,10 @@ class _Trained(nn.Module):
         super().__init__()
         self.policy, self.value_model = policy, value_model
         self.register_buffer("kl_coef", torch.tensor(float(beta)))
+
+
+def _trainable(model: nn.Module) -> set[nn.Parameter]:
+    return {parameter for parameter in model.parameters() if parameter.requires_grad}
 
 
 def _train(
@@ -355,7 +361,7 @@ def _learn(
     generator = torch.Generator().manual_seed(settings.seed + 1_000_003 * step)
     seen: list[dict[str, float]] = []
     for _ in range(settings.epochs):
-        for rows in torch.randperm(len(rollouts.samples), generator=generator).chunk(settings.minibatches):
+        for rows in torch.randperm(len(rollouts.samples), generator=generator).tensor_split(settings.minibatches):
             batch = layout(rollouts.samples.sequences.select(rows.tolist()), device=advantages.device)
             own = _tokens_of(rows, rollouts.mask)
             logps = model_token_logps(trained.policy, batch)  # type: ignore[arg-type]
