@@ -8,7 +8,19 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dapedu.cli.inputs import at_least_one, attempt, load, output_name, refuse, refuse_same_records, seed
+from dapedu.cli.inputs import (
+    A_MODEL,
+    A_SOURCE,
+    at_least_one,
+    attempt,
+    flag,
+    load,
+    output_name,
+    refuse,
+    refuse_output,
+    refuse_same_records,
+    seed,
+)
 from dapedu.train import METHODS, REWARD_SETTINGS, SFT_SETTINGS, Settings
 from dapedu.train.methods import REWARD, method_of
 
@@ -19,8 +31,6 @@ if TYPE_CHECKING:
     from dapedu.data import Record, Records
     from dapedu.models import ScalarHead
 
-_A_MODEL = "a run's folder, a model's, or a name on the Hugging Face hub"
-_A_SOURCE = ".jsonl (.gz), .json, .csv or .parquet, a saved dataset, or a name on the Hugging Face hub"
 _STRENGTHS = {
     "beta": "β of dpo, λ of spin: the KL weight; a larger one keeps the policy nearer the reference",
     "tau": "τ of ipo: the KL weight; the margin's target is 1/(2τ)",
@@ -64,10 +74,10 @@ def _add_sft(commands: argparse._SubParsersAction) -> None:
         help="train a language model on demonstrations",
         description="Make a tiny GPT-2, or take one from a folder, and train it to imitate demonstrations.",
     )
-    sft.add_argument("--data", required=True, metavar="DATA", help=f"demonstrations: {_A_SOURCE}")
+    sft.add_argument("--data", required=True, metavar="DATA", help=f"demonstrations: {A_SOURCE}")
     _add_splits(sft, "demonstrations")
     sft.add_argument("--size", default="tiny", help="of a new model: tiny or small (default: tiny)")
-    sft.add_argument("--model", metavar="MODEL", help=f"train this one instead of a new one: {_A_MODEL}")
+    sft.add_argument("--model", metavar="MODEL", help=f"train this one instead of a new one: {A_MODEL}")
     sft.add_argument("--model-seed", type=seed, default=0, help="of a new model's weights (default: 0)")
     lr = f"{SFT_SETTINGS.lr:g} for a new model, {_LR_GIVEN:g} for a given one, {_LR_ADAPTERS:g} for its adapters"
     _add_adapters(sft)
@@ -88,11 +98,11 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         ),
     )
     train.add_argument("--method", required=True, choices=[name for name in METHODS if name != "sft"])
-    train.add_argument("--model", required=True, metavar="MODEL", help=f"the SFT model: {_A_MODEL}")
-    train.add_argument("--data", required=True, metavar="DATA", help=f"preferences, or rankings for rrhf: {_A_SOURCE}")
+    train.add_argument("--model", required=True, metavar="MODEL", help=f"the SFT model: {A_MODEL}")
+    train.add_argument("--data", required=True, metavar="DATA", help=f"preferences, or rankings for rrhf: {A_SOURCE}")
     _add_splits(train, "records")
     for name, text in _STRENGTHS.items():
-        train.add_argument(_flag(name), type=float, help=f"{text} (default: the paper's)")
+        train.add_argument(flag(name), type=float, help=f"{text} (default: the paper's)")
     _add_adapters(train)
     _add_training(train, Settings(), later={})
     train.set_defaults(run=_train, parser=train)
@@ -110,8 +120,8 @@ def _add_reward(commands: argparse._SubParsersAction) -> None:
             "records: read for too long, pairs are learnt by heart."
         ),
     )
-    reward.add_argument("--model", required=True, metavar="MODEL", help=f"the SFT model: {_A_MODEL}")
-    reward.add_argument("--data", required=True, metavar="DATA", help=f"preferences or rankings: {_A_SOURCE}")
+    reward.add_argument("--model", required=True, metavar="MODEL", help=f"the SFT model: {A_MODEL}")
+    reward.add_argument("--data", required=True, metavar="DATA", help=f"preferences or rankings: {A_SOURCE}")
     _add_splits(reward, "records")
     _add_training(reward, REWARD_SETTINGS, later={}, without={"kl_samples"})
     reward.set_defaults(run=_reward, parser=reward, kl_samples=0, lora_rank=None, lora_alpha=None)
@@ -147,7 +157,7 @@ def _add_training(
         if name != "max_length" and name not in without:
             default = getattr(defaults, name)
             parser.add_argument(
-                _flag(name),
+                flag(name),
                 type=seed if name == "seed" else type(default),
                 default=None if name in later else default,
                 help=f"{text} (default: {later.get(name, f'{default:g}')})",
@@ -177,8 +187,8 @@ def _train(options: argparse.Namespace) -> int:
     strengths = {name: getattr(options, name) for name in _STRENGTHS if getattr(options, name) is not None}
     for name in strengths:
         if name not in method.strengths:
-            has = " and ".join(_flag(own) for own in method.strengths)
-            refuse(options, f"{_flag(name)} is no strength of {options.method}, which has {has}")
+            has = " and ".join(flag(own) for own in method.strengths)
+            refuse(options, f"{flag(name)} is no strength of {options.method}, which has {has}")
     _check_words(options)
     records, held_out = _records(options, load_rankings if method.records == "rankings" else load_preferences)
     model, tokenizer = load(options, options.model)
@@ -250,19 +260,10 @@ def _run_training(
 
 def _check_words(options: argparse.Namespace) -> None:
     """What can be seen before a file is read."""
-    from dapedu.train.checkpoints import RunError, require_usable
-
     if options.lora_alpha is not None and not options.lora_rank:
         refuse(options, "--lora-alpha is about adapters, which only --lora-rank makes")
     refuse_same_records(options, options.data)
-    output = Path(options.output).resolve()
-    if options.model and Path(options.model).resolve() in (output, output / "model"):
-        refuse(options, f"--output is the folder of --model {options.model}, which would change; choose another one")
-    if not options.dry_run:
-        try:
-            require_usable(Path(options.output), resume=options.resume)
-        except RunError as problem:
-            refuse(options, problem)
+    refuse_output(options, "model")
 
 
 def _with_adapters(
@@ -315,7 +316,3 @@ def _records(options: argparse.Namespace, read: Callable[..., Records]) -> tuple
         return records, read(options.held_out, split=options.held_out_split) if options.held_out else []
 
     return attempt(options, both)
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
