@@ -29,7 +29,7 @@ def start():
 
 def test_both_reach_the_optimum_of_three_responses():
     """Oracle: π ∝ exp(r/β), far from where they start; a reference that is uniform is at ½ Σ|π* − ⅓|."""
-    run = {"batch_size": 64, "steps": 50}
+    run = {"batch_size": 64, "steps": 40}
     found = policy_gradient.bandit_unit(
         seed=0,
         rewards=(1.0, 0.5, 0.0),

@@ -15,7 +15,7 @@ from dapedu.data import collate
 from dapedu.logps import layout_of
 from dapedu.models import ScalarHead, add_lora, load_model, save_model
 from dapedu.packing import pack
-from dapedu.ppo import train_ppo, train_rloo, training
+from dapedu.ppo import RLOOSettings, step, train_ppo, train_rloo, training
 from dapedu.train import DivergedError, RunError
 from tests.ppo_cases import PROMPTS, go, opinionated_head, reward, without_speed
 from tests.train_cases import WORDS, assert_same_weights
@@ -92,8 +92,8 @@ def test_what_a_step_draws(model, tokenizer):
 def test_a_step_is_cut_into_as_many_minibatches_as_asked(model, tokenizer, monkeypatch):
     """Oracle: ten completions in four parts are 3, 3, 2 and 2, in each of two epochs, and everyone once."""
     cut = []
-    of_rows = training._tokens_of
-    monkeypatch.setattr(training, "_tokens_of", lambda rows, mask: cut.append(rows.tolist()) or of_rows(rows, mask))
+    of_rows = step._tokens_of
+    monkeypatch.setattr(step, "_tokens_of", lambda rows, mask: cut.append(rows.tolist()) or of_rows(rows, mask))
     go(model, tokenizer, steps=1, batch_size=10, epochs=2, minibatches=4)
     assert [len(rows) for rows in cut] == [3, 3, 2, 2] * 2
     for epoch in (cut[:4], cut[4:]):
@@ -175,10 +175,12 @@ def test_when_what_is_logged_and_that_the_folder_holds_it(model, tokenizer, tmp_
 
 
 @pytest.mark.parametrize(
-    ("method", "options"),
-    [("ppo", {"target_kl": 0.5}), ("rloo", {"target_kl": 0.5, "kl_in": "loss", "normalise_advantages": True})],
+    ("how", "method", "options"),
+    [
+        ("by Ctrl-C", "ppo", {"target_kl": 0.5}),
+        ("by an error", "rloo", {"target_kl": 0.5, "kl_in": "loss", "normalise_advantages": True}),
+    ],
 )
-@pytest.mark.parametrize("how", ["by Ctrl-C", "by an error"])
 def test_a_stopped_run_goes_on(how, method, options, model, tokenizer, tmp_path):
     """Oracle: a run that was left alone: policy, value model, β and moments bit by bit, every number of its log."""
 
@@ -287,6 +289,23 @@ def test_a_value_model_needs_weights_of_its_own(model, tokenizer, tmp_path):
     go(model, tokenizer, value_model=ScalarHead(copy.deepcopy(model)), steps=1)
 
 
+def test_a_value_model_of_another_kind_is_refused(model, tokenizer):
+    """Oracle: the message; it would be read in the way that suits the policy."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    with pytest.raises(
+        ValueError, match=r"^train_ppo: value_model is a LlamaModel, expected a GPT2Model as the policy"
+    ):
+        go(model, tokenizer, value_model=ScalarHead(LlamaForCausalLM(config)), steps=1)
+
+
+def test_settings_of_the_other_method_are_refused(model, tokenizer):
+    """Oracle: the message; without it RLOO would be trained under PPO's name."""
+    with pytest.raises(TypeError, match=r"^train_ppo: settings is a RLOOSettings, expected PPOSettings"):
+        train_ppo(model, tokenizer, PROMPTS, reward, beta=1.0, settings=RLOOSettings(steps=1))
+
+
 @pytest.mark.parametrize(("method", "train"), [("ppo", train_ppo), ("rloo", train_rloo)])
 def test_several_processes_are_refused(method, train, model, tokenizer, tmp_path, monkeypatch):
     """Oracle: the message, and an empty folder."""
@@ -312,7 +331,7 @@ def test_rewards_that_break_on_the_way_are_named(model, tokenizer):
         calls.append(samples)
         return [math.nan] * len(samples) if len(calls) == 4 else reward(samples)
 
-    with pytest.raises(ValueError, match=r"^reward gives nan for '.*', expected a finite number"):
+    with pytest.raises(DivergedError, match=r"^step 3: reward gives nan for '.*', expected a finite number"):
         go(model, tokenizer, method="rloo", reward=breaks, steps=5)
     assert len(calls) == 4
     assert not torch.equal(model.transformer.wpe.weight, before.transformer.wpe.weight)

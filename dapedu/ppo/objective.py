@@ -97,7 +97,7 @@ def rloo_advantages(rewards: Tensor) -> Tensor:
     Raises:
         ValueError: there are fewer than two completions a prompt.
 
-    Source: arXiv:2402.14740, Eq. 7. Book: eq-rloo.
+    Source: arXiv:2402.14740, the RLOO estimator. Book: eq-rloo.
     """
     if rewards.ndim != 2 or rewards.shape[1] < 2:
         raise ValueError(f"rloo_advantages: rewards has shape {tuple(rewards.shape)}, expected (prompts, k ≥ 2)")

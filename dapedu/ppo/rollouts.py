@@ -13,6 +13,7 @@ from dapedu.models import ScalarHead, evaluating
 from dapedu.packing import Packed, hidden_states
 from dapedu.ppo.settings import RLOOSettings
 from dapedu.sampling import Samples, sample
+from dapedu.train.loop import DivergedError
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -64,7 +65,8 @@ def collect(
         `Rollouts`, on the policy's device, without gradient.
 
     Raises:
-        ValueError: as `sample` and `checked_rewards`.
+        ValueError: as `sample`.
+        DivergedError: the reward gives another shape, or a number that is not finite.
     """
     seed = settings.seed + 1_000_003 * step  # no step repeats another seed's
     drawn = _draw(prompts, settings.batch_size // settings.samples_per_prompt, seed)
@@ -91,7 +93,10 @@ def collect(
             reference_logps[inside] = model_token_logps(reference, batch)
             if old_values is not None and value_model is not None:
                 old_values[inside] = token_values(value_model, batch)
-    rewards = checked_rewards(reward, samples).to(policy.device)
+    try:
+        rewards = checked_rewards(reward, samples).to(policy.device)
+    except ValueError as problem:  # which a trial before the run did not show
+        raise DivergedError(f"step {step}: {problem}; the run stopped before it was learnt from") from None
     return Rollouts(samples, mask, rewards, old_logps, reference_logps, old_values)
 
 

@@ -1,13 +1,12 @@
 """PPO and RLOO: sample, judge, estimate advantages, take a few clipped steps; log, save, and again.
 
-`_train` is the loop and `_learn` what a step does with its completions; both are meant to be read.
+`_train` is the loop; `dapedu.ppo.step.learn` is what a step does with its completions.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from hashlib import sha256
@@ -15,26 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dapedu.data import encode_prompts
-from dapedu.logps import layout_of, model_token_logps
+from dapedu.logps import layout_of
 from dapedu.models import ScalarHead, require_saveable, save_model
-from dapedu.ppo.objective import (
-    adapted_kl_coef,
-    clipped_policy_loss,
-    clipped_value_loss,
-    gae,
-    kl_loss,
-    kl_shaped_rewards,
-    normalised,
-    rloo_advantages,
-)
-from dapedu.ppo.rollouts import Layout, Reward, Rollouts, checked_rewards, collect, token_values
+from dapedu.packing import unwrapped
+from dapedu.ppo.objective import adapted_kl_coef
+from dapedu.ppo.rollouts import Reward, Rollouts, checked_rewards, collect
 from dapedu.ppo.settings import PPOSettings, RLOOSettings
+from dapedu.ppo.step import Trained, advantages_of, learn, token_rewards_of
 from dapedu.sampling import sample
 from dapedu.train.checkpoints import Run
-from dapedu.train.loop import DivergedError, deferred_interrupts, fingerprint
+from dapedu.train.loop import deferred_interrupts, fingerprint
 from dapedu.train.monitor import Clock, Log
 from dapedu.train.processes import this_process
 
@@ -92,13 +84,18 @@ def train_ppo(
 
     Raises:
         ValueError: a number is out of range, there are no prompts, one is too long, the reward does not give one finite
-            number a sample, or value_model shares weights with model; or several processes were started. Nothing was.
+            number a sample, or value_model shares weights with model or is of another architecture; or several
+            processes were started. Nothing was.
+        TypeError: settings are not PPO's.
         RunError: output holds another run, or its last checkpoint cannot be read.
-        DivergedError: a loss or a gradient is not finite any more.
+        DivergedError: a loss, a gradient or, after the start, a reward is not finite any more.
         KeyboardInterrupt: Ctrl-C, after the step was finished and a checkpoint saved.
 
     Source: arXiv:1707.06347; with language models arXiv:1909.08593, arXiv:2203.02155. Book: eq-ppo-clip.
     """
+    settings = PPOSettings() if settings is None else settings
+    if not isinstance(settings, PPOSettings):
+        raise TypeError(f"train_ppo: settings is a {type(settings).__name__}, expected PPOSettings")
     return _start(
         "ppo",
         model,
@@ -107,7 +104,7 @@ def train_ppo(
         reward,
         beta=beta,
         value_model=ScalarHead(copy.deepcopy(model)) if value_model is None else value_model,
-        settings=settings or PPOSettings(),
+        settings=settings,
         metrics=metrics or {},
         output=output,
         resume=resume,
@@ -191,15 +188,15 @@ def _start(
         raise ValueError(f"train_{method}: beta is 0, which no target_kl changes; expected a positive number")
     if not prompts:
         raise ValueError(f"train_{method}: there are no prompts")
-    if value_model is not None and _trainable(model) & _trainable(value_model):
-        raise ValueError(f"train_{method}: value_model shares weights with model; give it a copy of the transformer")
+    if value_model is not None:
+        _check_value_model(model, value_model)
     if output is not None:
         require_saveable(model, Path(output) / "model")
     homes = {part: part.device for part in (model, value_model) if part is not None}
     try:
         # Half-precision weights are too coarse for small steps. No dropout: ratios compare the policy with what it was,
         # not with a part of it.
-        trained = _Trained(model, value_model, beta).float().eval().to(process.device)
+        trained = Trained(model, value_model, beta).float().eval().to(process.device)
         reference = copy.deepcopy(model).requires_grad_(False)
         tried = _try_reward(model, tokenizer, prompts, reward, settings)
         run = None
@@ -227,23 +224,19 @@ def _start(
     return log
 
 
-class _Trained(nn.Module):
-    """What changes in training and goes into a checkpoint: the policy, the value model, and β."""
-
-    kl_coef: Tensor
-
-    def __init__(self, policy: nn.Module, value_model: ScalarHead | None, beta: float) -> None:
-        super().__init__()
-        self.policy, self.value_model = policy, value_model
-        self.register_buffer("kl_coef", torch.tensor(float(beta)))
-
-
-def _trainable(model: nn.Module) -> set[nn.Parameter]:
-    return {parameter for parameter in model.parameters() if parameter.requires_grad}
+def _check_value_model(model: PreTrainedModel | PeftModel, value_model: ScalarHead) -> None:
+    ours, given = unwrapped(model).base_model, value_model.transformer
+    if type(ours) is not type(given):  # it reads in the way that was found for the policy
+        raise ValueError(
+            f"train_ppo: value_model is a {type(given).__name__}, expected a {type(ours).__name__} as the policy's"
+        )
+    trainable, others = ({p for p in part.parameters() if p.requires_grad} for part in (model, value_model))
+    if trainable & others:
+        raise ValueError("train_ppo: value_model shares weights with model; give it a copy of the transformer")
 
 
 def _train(
-    trained: _Trained,
+    trained: Trained,
     reference: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
@@ -279,9 +272,9 @@ def _train(
             share = 1 - (1 - settings.final_lr) * (step - 1) / max(1, settings.steps - 1)
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * share
-            token_rewards = _token_rewards(rollouts, trained.kl_coef, settings)
-            advantages = _advantages(rollouts, token_rewards, settings)
-            learnt = _learn(trained, optimizer, rollouts, advantages, layout=layout, settings=settings, step=step)
+            token_rewards = token_rewards_of(rollouts, trained.kl_coef, settings)
+            advantages = advantages_of(rollouts, token_rewards, settings)
+            learnt = learn(trained, optimizer, rollouts, advantages, layout=layout, settings=settings, step=step)
             record = {"step": step, "kl_coef": trained.kl_coef.item(), "lr": settings.lr * share}
             record |= _measured(rollouts, token_rewards) | learnt
             if settings.target_kl is not None:
@@ -307,7 +300,7 @@ def _train(
     return log
 
 
-def _groups(trained: _Trained, settings: RLOOSettings) -> list[dict[str, Any]]:
+def _groups(trained: Trained, settings: RLOOSettings) -> list[dict[str, Any]]:
     """The parameters of policy and value model, each with its learning rate."""
     rates = [(trained.policy, settings.lr)]
     if trained.value_model is not None and isinstance(settings, PPOSettings):
@@ -316,103 +309,6 @@ def _groups(trained: _Trained, settings: RLOOSettings) -> list[dict[str, Any]]:
         {"params": [p for p in module.parameters() if p.requires_grad], "lr": lr, "initial_lr": lr}
         for module, lr in rates
     ]
-
-
-def _token_rewards(rollouts: Rollouts, kl_coef: Tensor, settings: RLOOSettings) -> Tensor:
-    """The KL-shaped rewards of the tokens, or without the KL where the loss has it."""
-    rewards = kl_shaped_rewards(
-        rewards=rollouts.rewards,
-        policy_logps=rollouts.old_logps,
-        reference_logps=rollouts.reference_logps,
-        mask=rollouts.mask,
-        beta=kl_coef if settings.kl_in == "reward" else 0.0,
-    )
-    # The KL term is scaled with the reward: scaling one of the two would be another β.
-    return rewards / (rewards.sum(dim=1).std() + 1e-8) if settings.normalise_rewards else rewards
-
-
-def _advantages(rollouts: Rollouts, token_rewards: Tensor, settings: RLOOSettings) -> Tensor:
-    """By the value model, or by the other completions of the prompt where there is none."""
-    if rollouts.old_values is not None and isinstance(settings, PPOSettings):
-        return gae(
-            rewards=token_rewards,
-            values=rollouts.old_values,
-            mask=rollouts.mask,
-            gae_lambda=settings.gae_lambda,
-        )
-    by_prompt = token_rewards.sum(dim=1).view(-1, settings.samples_per_prompt)
-    return rollouts.mask * rloo_advantages(by_prompt).view(-1, 1)
-
-
-def _learn(
-    trained: _Trained,
-    optimizer: torch.optim.Optimizer,
-    rollouts: Rollouts,
-    advantages: Tensor,
-    *,
-    layout: Layout,
-    settings: RLOOSettings,
-    step: int,
-) -> dict[str, float]:
-    """Epochs of minibatches over a step's completions."""
-    returns = advantages + rollouts.old_values if rollouts.old_values is not None else None
-    if settings.normalise_advantages:
-        advantages = normalised(advantages, rollouts.mask)
-    generator = torch.Generator().manual_seed(settings.seed + 1_000_003 * step)
-    seen: list[dict[str, float]] = []
-    for _ in range(settings.epochs):
-        for rows in torch.randperm(len(rollouts.samples), generator=generator).tensor_split(settings.minibatches):
-            batch = layout(rollouts.samples.sequences.select(rows.tolist()), device=advantages.device)
-            own = _tokens_of(rows, rollouts.mask)
-            logps = model_token_logps(trained.policy, batch)  # type: ignore[arg-type]
-            old_logps, reference_logps = own(rollouts.old_logps), own(rollouts.reference_logps)
-            found = {
-                "policy_loss": clipped_policy_loss(
-                    policy_logps=logps,
-                    old_logps=old_logps,
-                    advantages=own(advantages),
-                    clip_range=settings.clip_range,
-                ).mean(),
-                "clipped": (((logps - old_logps).exp() - 1).abs() > settings.clip_range).float().mean(),
-            }
-            loss = found["policy_loss"]
-            if settings.kl_in == "loss":
-                found["kl_loss"] = kl_loss(policy_logps=logps, reference_logps=reference_logps).mean()
-                loss = loss + trained.kl_coef * found["kl_loss"]
-            if returns is not None and isinstance(settings, PPOSettings):
-                assert trained.value_model is not None
-                assert rollouts.old_values is not None
-                found["value_loss"] = clipped_value_loss(
-                    values=token_values(trained.value_model, batch),
-                    old_values=own(rollouts.old_values),
-                    returns=own(returns),
-                    clip_range=settings.value_clip_range,
-                ).mean()
-                loss = loss + found["value_loss"]  # of other parameters than the policy's
-            optimizer.zero_grad()
-            loss.backward()
-            found |= _clip(optimizer, settings)
-            numbers = {name: value.item() for name, value in found.items()}
-            if not all(map(math.isfinite, numbers.values())):
-                raise DivergedError(_advice(step, numbers, settings))
-            optimizer.step()
-            seen.append(numbers)
-    return {name: sum(numbers[name] for numbers in seen) / len(seen) for name in seen[0]}
-
-
-def _tokens_of(rows: Tensor, mask: Tensor) -> Callable[[Tensor], Tensor]:
-    """From a tensor of all completions' tokens to those of some completions, in the order of `model_token_logps`."""
-    inside = mask[rows.to(mask.device)]
-    return lambda values: values[rows.to(mask.device)][inside]
-
-
-def _clip(optimizer: torch.optim.Optimizer, settings: RLOOSettings) -> dict[str, Tensor]:
-    """The two models' gradients are clipped apart: a large error of the value must not silence the policy."""
-    names = ("policy_grad_norm", "value_grad_norm")
-    return {
-        name: nn.utils.clip_grad_norm_(group["params"], settings.clip)
-        for name, group in zip(names, optimizer.param_groups, strict=False)
-    }
 
 
 def _measured(rollouts: Rollouts, token_rewards: Tensor) -> dict[str, float]:
@@ -449,14 +345,6 @@ def _try_reward(
         model, tokenizer, repeated, max_new_tokens=settings.max_new_tokens, seed=settings.seed, every_token=True
     )
     return checked_rewards(reward, samples)
-
-
-def _advice(step: int, numbers: Mapping[str, float], settings: RLOOSettings) -> str:
-    listed = ", ".join(f"{name} {value:.3g}" for name, value in numbers.items())
-    return (
-        f"step {step}: {listed}; training stopped before they spoilt the weights. Try a smaller learning rate "
-        f"(now {settings.lr:g}), fewer epochs (now {settings.epochs}) or a finite clip (now {settings.clip:g})"
-    )
 
 
 def _card(method: str, beta: float, settings: RLOOSettings, n_prompts: int, log: Sequence[Mapping[str, float]]) -> str:
