@@ -139,6 +139,8 @@ def model_token_logps(model: PreTrainedModel | PeftModel, batch: Packed | tuple[
 
     Raises:
         ValueError: as `token_logps`.
+
+    Source: arXiv:1707.06347, §2: PPO compares the probabilities of single actions, which are tokens here.
     """
     if not isinstance(batch, Packed):
         input_ids, completion_mask = batch

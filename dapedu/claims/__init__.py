@@ -4,11 +4,20 @@ A verdict is never typed in. A claim names its stored results, picks numbers fro
 on those numbers; the verdict follows. A chapter shows its claims by id, so each is worded and judged once.
 """
 
-from dapedu.claims import dpo, ipo, language, noise, objective
+from dapedu.claims import dpo, ipo, language, noise, objective, ppo, reward
 from dapedu.claims.entry import Claim, ClaimList, Verdict
 
 CLAIMS: dict[str, Claim] = {
-    claim.id: claim for claim in (*objective.CLAIMS, *dpo.CLAIMS, *language.CLAIMS, *ipo.CLAIMS, *noise.CLAIMS)
+    claim.id: claim
+    for claim in (
+        *objective.CLAIMS,
+        *dpo.CLAIMS,
+        *language.CLAIMS,
+        *ipo.CLAIMS,
+        *noise.CLAIMS,
+        *reward.CLAIMS,
+        *ppo.CLAIMS,
+    )
 }
 
 
