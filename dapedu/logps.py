@@ -135,7 +135,7 @@ def model_token_logps(model: PreTrainedModel | PeftModel, batch: Packed | tuple[
         model, batch: as `model_logps`.
 
     Returns:
-        Nats, float32, shape (tokens,): the first completion's tokens, then the second's, and so on.
+        Nats, float32, shape (tokens,), the first completion's tokens before the second's, and so on.
 
     Raises:
         ValueError: as `token_logps`.
