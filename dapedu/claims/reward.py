@@ -71,15 +71,13 @@ CLAIMS = (
         numbers=lambda results: {
             "least": min(_leads(results, _LONGEST)),
             "gold": _gold(results, _LONGEST),
-            "spread": statistics.stdev(_objectives(results, _LONGEST)) / statistics.stdev(_objectives(results)),
         },
         measured=(
-            "PPO on the reward model of {settings[reviews_reward_model][epochs][4]:g} epochs ends with an objective "
-            "that is lower than on the one of least held-out loss by {least:.2f} at least, and whose standard "
-            "deviation between laboratories is {spread:.1f} times as large; its gold reward is by {gold:+.2f} another "
-            "(reviews, five laboratories, β = {settings[reviews_reward_model][beta]:g})."
+            "PPO on the reward model of {settings[reviews_reward_model][epochs][4]:g} epochs ends, in each of five "
+            "laboratories, with an objective that is lower than on the one of least held-out loss, by {least:.2f} at "
+            "least; its gold reward differs by {gold:+.2f} (reviews, β = {settings[reviews_reward_model][beta]:g})."
         ),
-        holds=lambda n: n["least"] > 0 and n["spread"] > 2 and n["gold"] < 0,
+        holds=lambda n: n["least"] > 0 > n["gold"],
         holds_if=lambda n: n["least"] > 0,
     ),
 )
