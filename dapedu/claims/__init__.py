@@ -4,7 +4,7 @@ A verdict is never typed in. A claim names its stored results, picks numbers fro
 on those numbers; the verdict follows. A chapter shows its claims by id, so each is worded and judged once.
 """
 
-from dapedu.claims import dpo, ipo, language, noise, objective, ppo, reward
+from dapedu.claims import comparison, dpo, ipo, language, noise, objective, ppo, reward
 from dapedu.claims.entry import Claim, ClaimList, Verdict
 
 CLAIMS: dict[str, Claim] = {
@@ -17,6 +17,7 @@ CLAIMS: dict[str, Claim] = {
         *noise.CLAIMS,
         *reward.CLAIMS,
         *ppo.CLAIMS,
+        *comparison.CLAIMS,
     )
 }
 

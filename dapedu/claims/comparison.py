@@ -126,7 +126,11 @@ CLAIMS = (
         id="intro-1",
         claimed_by="the source, introduction",
         statement="Reinforcement learning is less stable than supervised learning and sensitive to hyperparameters.",
-        remark="REMARK",
+        remark=(
+            "All that was turned is the learning rate, of PPO on the gold reward. At ten times the "
+            "rate neither keeps anything, at a tenth DPO learns too little. What PPO explores costs it no more "
+            "completions than DPO has judged."
+        ),
         evidence=("reviews_stability",),
         numbers=lambda results: _difference(
             "more",
@@ -159,7 +163,10 @@ CLAIMS = (
         id="intro-3",
         claimed_by="the source, introduction",
         statement="Methods without reinforcement learning are more stable to train.",
-        remark="REMARK",
+        remark=(
+            "Both ruin the model at ten times their rate, in every laboratory, and at no smaller one. How many runs "
+            "do well, rather than no harm, is intro-1."
+        ),
         evidence=("reviews_stability",),
         numbers=lambda results: _difference(
             "harm",
