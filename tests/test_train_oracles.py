@@ -66,8 +66,18 @@ LOSSES = {
     "slic-hf": lambda p, r, n, w: slic_hf_loss(
         policy_chosen_logps=p[0], policy_rejected_logps=p[1], policy_target_logps=p[2], delta=2.0, sft_weight=0.2
     ),
+    "slic-hf-mean": lambda p, r, n, w: slic_hf_loss(
+        policy_chosen_logps=p[0] / n[0],
+        policy_rejected_logps=p[1] / n[1],
+        policy_target_logps=p[2] / n[2],
+        delta=0.5,
+        sft_weight=0.2,
+    ),
     "rrhf": lambda p, r, n, w: rrhf_loss(
         candidate_logps=torch.stack(p, 1), candidate_lengths=torch.stack(n, 1), rewards=w, sft_weight=0.5
+    ),
+    "rrhf-sum": lambda p, r, n, w: rrhf_loss(
+        candidate_logps=torch.stack(p, 1), candidate_lengths=torch.ones_like(torch.stack(n, 1)), rewards=w, sft_weight=2
     ),
     "click": lambda p, r, n, w: click_loss(
         policy_chosen_logps=p[0],
@@ -84,7 +94,9 @@ STRENGTHS = {
     "ipo": {"tau": 0.3},
     "ipo-mean": {"tau": 0.3},
     "slic-hf": {"delta": 2.0, "sft_weight": 0.2},
+    "slic-hf-mean": {"delta": 0.5, "sft_weight": 0.2},
     "rrhf": {"sft_weight": 0.5},
+    "rrhf-sum": {"sft_weight": 2.0},
     "click": {"delta": 3.0, "contrast_weight": 0.4},
     "spin": {"beta": 0.2},
 }
@@ -94,7 +106,7 @@ def columns_of(method: str, record: dict) -> list[str]:
     if METHODS[method].records == "rankings":
         return record["completions"]
     fields = ["completion"] if method == "sft" else ["chosen", "rejected"]
-    return [record[field] for field in fields + ["target"] * (method in ("slic-hf", "click"))]
+    return [record[field] for field in fields + ["target"] * METHODS[method].has_target]
 
 
 def by_hand(model, tokenizer, method: str, settings: Settings) -> tuple[list[float], torch.nn.Module]:
@@ -121,7 +133,9 @@ def by_hand(model, tokenizer, method: str, settings: Settings) -> tuple[list[flo
             for who in (model, start)
         )
         lengths = [torch.tensor([len(text.split()) + 1 for text in column]) for column in columns]
-        rewards = torch.tensor([record["rewards"] for record in batch]) if method == "rrhf" else None
+        rewards = (
+            torch.tensor([record["rewards"] for record in batch]) if METHODS[method].records == "rankings" else None
+        )
         loss = LOSSES[method](policy, [column.detach() for column in reference], lengths, rewards).mean()
         losses.append(loss.item())
         gradients = torch.autograd.grad(loss, parameters)

@@ -223,7 +223,7 @@ def train_policy(
         train_preference(
             policy,
             tokenizer,
-            load_preferences(_pairs_file(seed)),
+            load_preferences(pairs_file(seed)),
             method="dpo",
             strengths={"beta": beta},
             settings=plan,
@@ -273,7 +273,7 @@ def reward_model(*, seed: int) -> dict[str, float]:
     """
     reference, tokenizer = load_model(scratch() / f"sft-{seed}")
     records = reviews.preferences(reference, tokenizer, COMPLETIONS // 2, seed=seed)
-    save_records(_pairs_file(seed), records)
+    save_records(pairs_file(seed), records)
     held_out = reviews.preferences(reference, tokenizer, _HELD_OUT, split="validation", seed=seed)
     head = new_head(seed)
     settings = replace(REWARD_SETTINGS, seed=seed, evaluate_every=REWARD_SETTINGS.steps)
@@ -282,7 +282,15 @@ def reward_model(*, seed: int) -> dict[str, float]:
     return {name: round(log[-1][f"held_out_{name}"], 4) for name in ("loss", "accuracy")}
 
 
-def _pairs_file(seed: int) -> Path:
+def pairs_file(seed: int) -> Path:
+    """Where a laboratory's preferences are kept.
+
+    Args:
+        seed: of the laboratory, whose `reward_model` was run.
+
+    Returns:
+        The file.
+    """
     return scratch() / f"pairs-{seed}.jsonl"
 
 
@@ -362,13 +370,16 @@ def tuned_settings() -> dict[str, dict[str, Any]]:
     return {method: found["best"] for method, found in load("reviews_tuning")["results"].items()}
 
 
-def draw_settings(method: str, n: int, *, seed: int) -> list[dict[str, Any]]:
+def draw_settings(
+    method: str, n: int, *, seed: int, spaces: Mapping[str, Mapping[str, Any]] = SPACES
+) -> list[dict[str, Any]]:
     """Random settings of a method.
 
     Args:
-        method: one of `METHODS`.
+        method: a key of spaces.
         n: how many.
         seed: of the draws.
+        spaces: what is drawn, as in `SPACES`.
 
     Returns:
         Settings as `policy_unit` takes them.
@@ -377,7 +388,7 @@ def draw_settings(method: str, n: int, *, seed: int) -> list[dict[str, Any]]:
     drawn = []
     for _ in range(n):
         settings = {}
-        for name, space in SPACES[method].items():
+        for name, space in spaces[method].items():
             if isinstance(space, list):
                 settings[name] = rng.choice(space)
             else:

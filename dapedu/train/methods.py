@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from dapedu.data import Record
@@ -80,6 +81,12 @@ def _slic_hf(scores: Scores, *, delta: float, sft_weight: float) -> Tensor:
     )
 
 
+def _slic_hf_mean(scores: Scores, *, delta: float, sft_weight: float) -> Tensor:
+    return _slic_hf(
+        scores._replace(policy_logps=scores.policy_logps / scores.lengths), delta=delta, sft_weight=sft_weight
+    )
+
+
 def _click(scores: Scores, *, delta: float, contrast_weight: float) -> Tensor:
     target = _target(scores)
     return click_loss(
@@ -99,6 +106,10 @@ def _rrhf(scores: Scores, *, sft_weight: float) -> Tensor:
         rewards=scores.rewards,
         sft_weight=sft_weight,
     )
+
+
+def _rrhf_sum(scores: Scores, *, sft_weight: float) -> Tensor:
+    return _rrhf(scores._replace(lengths=torch.ones_like(scores.lengths)), sft_weight=sft_weight)
 
 
 def _bradley_terry(scores: Scores) -> Tensor:
@@ -134,7 +145,22 @@ METHODS = {
         "hinge on the policy's own log-probabilities plus a likelihood term",
         has_target=True,
     ),
+    "slic-hf-mean": Method(
+        _slic_hf_mean,
+        {"delta": 0.1, "sft_weight": 0.1},
+        "preferences",
+        False,
+        "SLiC-HF on mean log-probabilities a token",
+        has_target=True,
+    ),
     "rrhf": Method(_rrhf, {"sft_weight": 1.0}, "rankings", False, "every wrongly ordered pair of ranked completions"),
+    "rrhf-sum": Method(
+        _rrhf_sum,
+        {"sft_weight": 1.0},
+        "rankings",
+        False,
+        "RRHF on summed log-probabilities, as its authors' code has it",
+    ),
     "click": Method(
         _click,
         {"delta": 15.0, "contrast_weight": 0.3},
