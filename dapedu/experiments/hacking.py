@@ -189,7 +189,7 @@ def teacher_unit(
         sft_weights: of the Wombats' likelihood term; one student each.
 
     Returns:
-        Gold reward, KL and length of the teachers and of the students: `Alpaca` imitates the first teacher, `Alpaca,
+        Gold reward, KL and length of the teachers and the students. `Alpaca` imitates the first teacher, `Alpaca,
         longer` goes on, `Wombat` ranks the answers of teachers and students by the gold reward, starting as the longer
         one does; `imitating the best` is supervised on the best of the same answers.
     """
