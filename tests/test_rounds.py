@@ -163,6 +163,8 @@ def test_two_by_two_turns_each_pair_the_right_way():
         {"prompt": "p0", "chosen": "b", "rejected": "a"},
         {"prompt": "p0", "chosen": "c", "rejected": "d"},
     ]
+    with pytest.raises(ValueError, match="two_by_two: 3 candidates a prompt, expected an even number"):
+        two_by_two(candidates(["a", "b", "c", "d", "e", "f"], prompts=2), torch.zeros(2, 3))
 
 
 def test_ranked_keeps_all_candidates_and_drops_prompts_with_an_empty_one():

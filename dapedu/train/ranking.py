@@ -62,8 +62,13 @@ def two_by_two(samples: Samples, rewards: Tensor) -> list[Record]:
     Returns:
         Preferences, of the pairs where both are texts with an end and differ in reward.
 
+    Raises:
+        ValueError: the number of candidates is odd, and a pair would be of two prompts.
+
     Source: arXiv:2305.10425, §3.1.
     """
+    if rewards.shape[1] % 2:
+        raise ValueError(f"two_by_two: {rewards.shape[1]} candidates a prompt, expected an even number")
     flat = rewards.flatten()
     places = [(row, row + 1) for row in range(0, len(flat) - 1, 2)]
     return _pairs(samples, rewards, [pair if flat[pair[0]] > flat[pair[1]] else pair[::-1] for pair in places])
