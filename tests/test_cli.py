@@ -21,7 +21,20 @@ from dapedu.train import METHODS, DivergedError
 
 torch.set_num_threads(1)
 
-COMMANDS = ["sft", "train", "reward", "ppo", "rloo", "data", "sample", "evaluate", "bandit", "reproduce", "claims"]
+COMMANDS = [
+    "sft",
+    "train",
+    "reward",
+    "ppo",
+    "rloo",
+    "rounds",
+    "data",
+    "sample",
+    "evaluate",
+    "bandit",
+    "reproduce",
+    "claims",
+]
 KINDS = ["corpus", "pairs", "rankings"]
 FEW = ["--steps", "3", "--batch-size", "8", "--kl-samples", "8", "--quiet"]
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from dapedu import __version__
-from dapedu.cli import language_models, published, reinforcement, training
+from dapedu.cli import language_models, published, reinforcement, rounds, training
 
 _DESCRIPTION = """\
 From preferences to an aligned model, on a laptop or a GPU. A first session, about two minutes on a CPU:
@@ -18,6 +18,10 @@ From preferences to an aligned model, on a laptop or a GPU. A first session, abo
   dapedu train --method dpo --beta 1 --model runs/sft --data runs/pairs.jsonl --output runs/dpo
   dapedu evaluate --model runs/dpo --reference runs/sft
   dapedu sample   --model runs/dpo
+
+The same without pairs, on the model's own completions, which a reward ranks:
+
+  dapedu rounds --method rrhf --model runs/sft --prompts runs/pairs.jsonl --reward gold --output runs/rrhf
 
 The same aim by reinforcement learning, a minute or two more:
 
@@ -29,8 +33,8 @@ Every command explains itself:  dapedu train --help
 """
 
 _EPILOG = """\
-exit status: 0 done; 1 training diverged, or a file could not be written; 2 the words or the files make no sense, and
-nothing was started; 130 interrupted (Ctrl-C), after saving what can be resumed.
+exit status: 0 done; 1 training diverged or had nothing to learn from, or a file could not be written; 2 the words or
+the files make no sense, and nothing was started; 130 interrupted (Ctrl-C), after saving what can be resumed.
 """
 
 
@@ -52,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"dapedu {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     training.add_commands(commands)
+    rounds.add_commands(commands)
     reinforcement.add_commands(commands)
     language_models.add_commands(commands)
     published.add_commands(commands)

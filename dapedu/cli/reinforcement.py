@@ -6,7 +6,7 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from dapedu.cli.inputs import (
     A_MODEL,
-    A_SOURCE,
     attempt,
     flag,
     load,
@@ -24,19 +23,13 @@ from dapedu.cli.inputs import (
     refuse_output,
     seed,
 )
+from dapedu.cli.judged import JUDGES, add_judged, check_judge, judged_reward, prompt_records, prompts_of
 from dapedu.ppo import PPOSettings, RLOOSettings
 from dapedu.ppo.settings import KL_PLACES
-from dapedu.reviews import PROXIES
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedTokenizerBase
 
-    from dapedu.data import Records
-    from dapedu.models import ScalarHead
-    from dapedu.ppo.rollouts import Reward
-
-JUDGES = ("gold", *(f"{strength}-proxy" for strength in PROXIES))
 # Without `evaluate_every`, which is about metrics, and no option adds one.
 _SETTINGS = {
     "steps": "how often completions are drawn and learnt from",
@@ -101,28 +94,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="MODEL", help=f"the SFT model: {A_MODEL}")
-    parser.add_argument(
-        "--prompts",
-        required=True,
-        metavar="DATA",
-        help="prompts, or records of any kind, of which the prompts alone are taken, each once; conversations are "
-        f"rendered by the model's chat template: {A_SOURCE}",
-    )
-    parser.add_argument("--split", default="train", help="of a dataset that has several (default: train)")
-    parser.add_argument(
-        "--reward",
-        required=True,
-        metavar="REWARD",
-        help=f"the folder of a run of `dapedu reward`, or of its model; or a judge of the reviews: {', '.join(JUDGES)}",
-    )
-    parser.add_argument(
-        "--reward-scale",
-        type=float,
-        default=1.0,
-        metavar="S",
-        help="the reward is multiplied by this; 4 makes the gold reward the one that the annotator of `dapedu data "
-        "pairs` goes by (default: 1)",
-    )
+    add_judged(parser)
     parser.add_argument(
         "--beta",
         type=float,
@@ -160,9 +132,9 @@ def _run(options: argparse.Namespace) -> int:
     from dapedu.train import DivergedError, RunError
 
     settings = _checked_words(options)
-    records = attempt(options, lambda: _records(options))
+    records = attempt(options, lambda: prompt_records(options))
     model, tokenizer = load(options, options.model)
-    prompts = attempt(options, lambda: _texts(records, tokenizer))
+    prompts = attempt(options, lambda: prompts_of(records, tokenizer))
     parts: dict[str, nn.Module] = {"policy": model, "reference": model}
     given = partial(load_head, options, model, tokenizer, prompts=prompts, max_new_tokens=settings.max_new_tokens)
     train: Callable[..., list[dict[str, float]]] = train_rloo
@@ -174,7 +146,9 @@ def _run(options: argparse.Namespace) -> int:
     if options.reward not in JUDGES:
         parts["reward model"] = reward_model = given("reward")
     # In groups as large as a minibatch: what fits in memory with a gradient fits without.
-    reward = _reward(options, reward_model, prompts, at_once=math.ceil(settings.batch_size / settings.minibatches))
+    reward = judged_reward(
+        options, reward_model, prompts, at_once=math.ceil(settings.batch_size / settings.minibatches)
+    )
     train = partial(train, model, tokenizer, prompts, reward, beta=options.beta)
     try:
         if options.dry_run:
@@ -194,74 +168,9 @@ def _run(options: argparse.Namespace) -> int:
 def _checked_words(options: argparse.Namespace) -> RLOOSettings:
     """The settings; what can be seen before a file is read is refused."""
     refuse_output(options, "model", "value_model", "reward")
-    if not 0 < options.reward_scale < math.inf:
-        refuse(options, f"--reward-scale is {options.reward_scale:g}, expected a positive number")
-    if options.reward not in JUDGES and not Path(options.reward).exists():
-        refuse(options, f"--reward is {options.reward}, which is no folder, nor one of {', '.join(JUDGES)}")
+    check_judge(options)
     given = {name: value for name in _SETTINGS if (value := getattr(options, name, None)) is not None}
     return attempt(options, lambda: options.settings(**given))
-
-
-def _records(options: argparse.Namespace) -> Records:
-    """The records of the file, of whatever kind; what is wrong with one is found before any work starts."""
-    from dapedu.data import Records, load_demonstrations, load_rankings
-    from dapedu.data.formats import guess_kind
-    from dapedu.data.sources import read_source
-
-    name, unit, numbered = read_source(options.prompts, split=options.split)
-    positions, rows = [], []
-    for position, row in numbered:
-        positions.append(position)
-        rows.append(row)
-    kind = guess_kind(rows[0]) if rows else None
-    if kind is None:
-        rows = [_completed(row) for row in rows]
-    load = load_rankings if kind == "rankings" else load_demonstrations  # which reads preferences too
-    return load(Records(rows, source=name, unit=unit, positions=positions))
-
-
-def _completed(row: Any) -> Any:
-    """A prompt that stands alone, completed, so that the loaders check it; nobody reads the completion."""
-    from dapedu.data.sources import RowError
-
-    if not isinstance(row, dict):  # an error, or what the loaders refuse
-        return row
-    if "prompt" not in row:
-        return RowError("no `prompt`")
-    completion = "." if isinstance(row["prompt"], str) else [{"role": "assistant", "content": "."}]
-    return row | {"completion": completion}
-
-
-def _texts(records: Records, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Their prompts, each once, as the model reads them."""
-    from dapedu.data import Records, apply_chat_template
-
-    alone = Records(
-        ({"prompt": record["prompt"]} for record in records),
-        source=records.source,
-        unit=records.unit,
-        positions=records.positions,
-    )
-    return list(dict.fromkeys(record["prompt"] for record in apply_chat_template(alone, tokenizer)))
-
-
-def _reward(
-    options: argparse.Namespace, reward_model: ScalarHead | None, prompts: Sequence[str], *, at_once: int
-) -> Reward:
-    """The reward model's reward, or that of a judge of the reviews, on the scale that was asked for."""
-    from dapedu import reviews
-    from dapedu.models import head_rewards
-    from dapedu.train.processes import this_process
-
-    if reward_model is not None:
-        reward_model.to(attempt(options, this_process).device)
-        return lambda samples: options.reward_scale * head_rewards(reward_model, samples.sequences, batch_size=at_once)
-    # All of them: one that the judge does not know may be drawn hours later.
-    attempt(options, lambda: [reviews.judge(prompt, "") for prompt in prompts])
-    if options.reward == "gold":
-        return lambda samples: options.reward_scale * reviews.gold_rewards(samples)
-    strength = options.reward.removesuffix("-proxy")
-    return lambda samples: options.reward_scale * reviews.proxy_rewards(samples, strength=strength)
 
 
 def _foreseen(

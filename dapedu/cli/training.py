@@ -81,7 +81,7 @@ def _add_sft(commands: argparse._SubParsersAction) -> None:
     sft.add_argument("--model-seed", type=seed, default=0, help="of a new model's weights (default: 0)")
     lr = f"{SFT_SETTINGS.lr:g} for a new model, {_LR_GIVEN:g} for a given one, {_LR_ADAPTERS:g} for its adapters"
     _add_adapters(sft)
-    _add_training(sft, SFT_SETTINGS, later={"lr": lr})
+    add_training(sft, SFT_SETTINGS, later={"lr": lr})
     sft.set_defaults(run=_sft, parser=sft)
 
 
@@ -101,10 +101,9 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     train.add_argument("--model", required=True, metavar="MODEL", help=f"the SFT model: {A_MODEL}")
     train.add_argument("--data", required=True, metavar="DATA", help=f"preferences, or rankings for rrhf: {A_SOURCE}")
     _add_splits(train, "records")
-    for name, text in _STRENGTHS.items():
-        train.add_argument(flag(name), type=float, help=f"{text} (default: the paper's)")
+    add_strengths(train)
     _add_adapters(train)
-    _add_training(train, Settings(), later={})
+    add_training(train, Settings(), later={})
     train.set_defaults(run=_train, parser=train)
 
 
@@ -123,7 +122,7 @@ def _add_reward(commands: argparse._SubParsersAction) -> None:
     reward.add_argument("--model", required=True, metavar="MODEL", help=f"the SFT model: {A_MODEL}")
     reward.add_argument("--data", required=True, metavar="DATA", help=f"preferences or rankings: {A_SOURCE}")
     _add_splits(reward, "records")
-    _add_training(reward, REWARD_SETTINGS, later={}, without={"kl_samples"})
+    add_training(reward, REWARD_SETTINGS, later={}, without={"kl_samples"})
     reward.set_defaults(run=_reward, parser=reward, kl_samples=0, lora_rank=None, lora_alpha=None)
 
 
@@ -138,14 +137,21 @@ def _add_adapters(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lora-alpha", type=float, help="how strongly they count (default: twice the rank)")
 
 
-def _add_training(
+def add_training(
     parser: argparse.ArgumentParser,
     defaults: Settings,
     *,
     later: dict[str, str],
     without: Collection[str] = (),
 ) -> None:
-    """Options of a run; `later` says of which settings the default depends on others, and how."""
+    """Add the options of a run.
+
+    Args:
+        parser: of a command.
+        defaults: of the settings.
+        later: of which settings the default depends on others, and how.
+        without: settings that are no options.
+    """
     parser.add_argument(
         "--output", required=True, type=output_name, metavar="FOLDER", help="for the log, checkpoints and the model"
     )
@@ -162,6 +168,57 @@ def _add_training(
                 default=None if name in later else default,
                 help=f"{text} (default: {later.get(name, f'{default:g}')})",
             )
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """How to train.
+
+    Args:
+        options: of a command, with its parser and those of `add_training`.
+
+    Returns:
+        Settings; those that are no options have their defaults.
+
+    Raises:
+        SystemExit: a number is out of range.
+    """
+    given = {name: getattr(options, name) for name in _SETTINGS if name in options}
+    return attempt(options, lambda: Settings(**given))
+
+
+def add_strengths(parser: argparse.ArgumentParser, *, without: Collection[str] = ()) -> None:
+    """Add the options of the methods' hyperparameters.
+
+    Args:
+        parser: of a command.
+        without: those that are no options, or another one's.
+    """
+    for name, text in _STRENGTHS.items():
+        if name not in without:
+            parser.add_argument(flag(name), type=float, help=f"{text} (default: the paper's)")
+
+
+def strengths_of(options: argparse.Namespace, *, without: Collection[str] = ()) -> dict[str, float]:
+    """All hyperparameters of the method that was asked for.
+
+    Args:
+        options: of a command, with its parser, `method` and the hyperparameters.
+        without: those that mean something else here.
+
+    Returns:
+        Them, at the paper's values where nothing else is given.
+
+    Raises:
+        SystemExit: one is given that the method does not have.
+    """
+    own = METHODS[options.method].strengths
+    asked = {name: getattr(options, name) for name in _STRENGTHS if name not in without}
+    given = {name: value for name, value in asked.items() if value is not None}
+    for name in given:
+        if name not in own:
+            has = " and ".join(map(flag, own)) or "none"
+            refuse(options, f"{flag(name)} is no strength of {options.method}, which has {has}")
+    return {**own, **given}
 
 
 def _sft(options: argparse.Namespace) -> int:
@@ -184,17 +241,11 @@ def _train(options: argparse.Namespace) -> int:
     from dapedu.data import load_preferences, load_rankings
 
     method = METHODS[options.method]
-    strengths = {name: getattr(options, name) for name in _STRENGTHS if getattr(options, name) is not None}
-    for name in strengths:
-        if name not in method.strengths:
-            has = " and ".join(flag(own) for own in method.strengths)
-            refuse(options, f"{flag(name)} is no strength of {options.method}, which has {has}")
+    strengths = strengths_of(options)
     _check_words(options)
     records, held_out = _records(options, load_rankings if method.records == "rankings" else load_preferences)
     model, tokenizer = load(options, options.model)
-    return _run_training(
-        options, model, tokenizer, records, held_out, method=options.method, strengths={**method.strengths, **strengths}
-    )
+    return _run_training(options, model, tokenizer, records, held_out, method=options.method, strengths=strengths)
 
 
 def _reward(options: argparse.Namespace) -> int:
@@ -222,7 +273,7 @@ def _run_training(
     from dapedu.train.loop import train_by, try_loss
     from dapedu.train.processes import this_process
 
-    settings = attempt(options, lambda: Settings(**{name: getattr(options, name) for name in _SETTINGS}))
+    settings = settings_of(options)
     model: PreTrainedModel | PeftModel | ScalarHead
     model = ScalarHead(base) if method == REWARD else _with_adapters(options, base, tokenizer)
     if options.dry_run:
