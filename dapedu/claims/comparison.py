@@ -4,24 +4,17 @@ Differences are taken laboratory by laboratory; a half is half of the 95 % inter
 """
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 
-from dapedu.claims.entry import Claim, Numbers
-from dapedu.evaluate import mean_interval
+from dapedu.claims.entry import Claim, Numbers, difference, is_more
 
 _SOURCE = "the source, section on DPO"
 _PAPER = "arXiv:2305.18290"
 _AT = 1.0  # nats
 _LABORATORIES = "five laboratories, mean ± 95 % interval"
-
-
-def _difference(name: str, first: Sequence[float], second: Sequence[float]) -> Numbers:
-    mean, half = mean_interval(torch.tensor(first, dtype=torch.float64) - torch.tensor(second, dtype=torch.float64))
-    return {name: mean.item(), f"{name}_half": half.item()}
 
 
 def gold_at_kl(results: Mapping[str, Any], method: str, kl: float) -> list[float]:
@@ -55,12 +48,8 @@ def _leads(results: dict[str, Any]) -> Numbers:
     dpo = gold_at_kl(against_ppo, "DPO", _AT)
     numbers: Numbers = {}
     for name, method in (("learned", "PPO, learned reward"), ("gold", "PPO, gold reward")):
-        numbers |= _difference(name, dpo, gold_at_kl(against_ppo, method, _AT))
+        numbers |= difference(name, dpo, gold_at_kl(against_ppo, method, _AT))
     return numbers
-
-
-def _is_more(numbers: Numbers, name: str) -> bool:
-    return numbers[name] > numbers[f"{name}_half"]
 
 
 def _drops(results: dict[str, Any]) -> Numbers:
@@ -72,14 +61,14 @@ def _drops(results: dict[str, Any]) -> Numbers:
     }
     return {
         "dpo": statistics.mean(lost["DPO"]),
-        **_difference("more", lost["PPO, learned reward"], lost["DPO"]),
+        **difference("more", lost["PPO, learned reward"], lost["DPO"]),
     }
 
 
 def _wins(results: dict[str, Any]) -> Numbers:
     methods = results["reviews_dpo_against_ppo"]["methods"]
     dpo, ppo = (methods[method]["0.5"]["win rate"] for method in ("DPO", "PPO, learned reward"))
-    return _difference("learned", dpo, ppo)
+    return difference("learned", dpo, ppo)
 
 
 def _shares(stability: dict[str, Any], method: str) -> list[float]:
@@ -132,7 +121,7 @@ CLAIMS = (
             "completions than DPO has judged."
         ),
         evidence=("reviews_stability",),
-        numbers=lambda results: _difference(
+        numbers=lambda results: difference(
             "more",
             _shares(results["reviews_stability"], "DPO"),
             _shares(results["reviews_stability"], "PPO, gold reward"),
@@ -141,7 +130,7 @@ CLAIMS = (
             "over learning rates from a tenth to ten times the tuned one, the share of runs that keep half of what "
             "their method gains when tuned, DPO's less PPO's, is {more:+.2f} ± {more_half:.2f}, " + _LABORATORIES + "."
         ),
-        holds=lambda n: _is_more(n, "more"),
+        holds=lambda n: is_more(n, "more"),
     ),
     Claim(
         id="intro-2",
@@ -168,7 +157,7 @@ CLAIMS = (
             "do well, rather than no harm, is intro-1."
         ),
         evidence=("reviews_stability",),
-        numbers=lambda results: _difference(
+        numbers=lambda results: difference(
             "harm",
             _below(results["reviews_stability"], "PPO, gold reward"),
             _below(results["reviews_stability"], "DPO"),
@@ -177,7 +166,7 @@ CLAIMS = (
             "over learning rates from a tenth to ten times the tuned one, the share of runs that end below the SFT "
             "model, PPO's less DPO's, is {harm:+.2f} ± {harm_half:.2f}, " + _LABORATORIES + "."
         ),
-        holds=lambda n: _is_more(n, "harm"),
+        holds=lambda n: is_more(n, "harm"),
     ),
     Claim(
         id="dpo-6",
@@ -195,8 +184,8 @@ CLAIMS = (
             "{learned:+.2f} ± {learned_half:.2f}, and less that of PPO on the gold reward {gold:+.2f} ± "
             "{gold_half:.2f}; " + _LABORATORIES + "."
         ),
-        holds=lambda n: _is_more(n, "learned") and _is_more(n, "gold"),
-        holds_if=lambda n: _is_more(n, "learned") or _is_more(n, "gold"),
+        holds=lambda n: is_more(n, "learned") and is_more(n, "gold"),
+        holds_if=lambda n: is_more(n, "learned") or is_more(n, "gold"),
     ),
     Claim(
         id="dpo-7",
@@ -212,8 +201,8 @@ CLAIMS = (
             "from temperature 0 to 1, with β = .5, DPO loses {dpo:.2f} of its win rate against the SFT model; what PPO "
             "on the learned reward loses, less that, is {more:+.2f} ± {more_half:.2f}; " + _LABORATORIES + "."
         ),
-        holds=lambda n: n["dpo"] < 0.05 and _is_more(n, "more"),
-        holds_if=lambda n: n["dpo"] < 0.05 or _is_more(n, "more"),
+        holds=lambda n: n["dpo"] < 0.05 and is_more(n, "more"),
+        holds_if=lambda n: n["dpo"] < 0.05 or is_more(n, "more"),
     ),
     Claim(
         id="dpo-8",
@@ -238,7 +227,7 @@ CLAIMS = (
             "by the gold reward, with β = .5 and at temperature 1, DPO's win rate against the SFT model less that of "
             "PPO on a reward model of the same labels is {learned:+.2f} ± {learned_half:.2f}; " + _LABORATORIES + "."
         ),
-        holds=lambda n: _is_more(n, "learned"),
+        holds=lambda n: is_more(n, "learned"),
     ),
     Claim(
         id="dpo-10",

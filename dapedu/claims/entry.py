@@ -4,14 +4,44 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+import torch
+
 from dapedu import experiments
+from dapedu.evaluate import mean_interval
 
 Numbers = dict[str, float]
+
+
+def difference(name: str, first: Sequence[float], second: Sequence[float]) -> Numbers:
+    """The mean of paired differences, and half of its 95 % interval.
+
+    Args:
+        name: of the difference.
+        first, second: one number a laboratory, in the same order.
+
+    Returns:
+        first less second as `name`, and `name_half`.
+    """
+    mean, half = mean_interval(torch.tensor(first, dtype=torch.float64) - torch.tensor(second, dtype=torch.float64))
+    return {name: mean.item(), f"{name}_half": half.item()}
+
+
+def is_more(numbers: Numbers, name: str) -> bool:
+    """Whether a `difference` is above zero, all of its interval.
+
+    Args:
+        numbers: with `name` and `name_half`.
+        name: of the difference.
+
+    Returns:
+        True or False.
+    """
+    return numbers[name] > numbers[f"{name}_half"]
 
 
 class Verdict(StrEnum):
