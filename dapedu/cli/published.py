@@ -89,7 +89,7 @@ def _reproduce(options: argparse.Namespace) -> int:
 
     if options.list:
         for name, function in experiments.EXPERIMENTS.items():
-            print(f"{name:22} {_time_taken(name):>8}  {(function.__doc__ or '').splitlines()[0]}")
+            print(f"{name:26} {_time_taken(name):>8}  {(function.__doc__ or '').splitlines()[0]}")
         return 0
     if options.all == bool(options.names):
         refuse(options, "name results, or say --all; `dapedu reproduce --list` shows them")
