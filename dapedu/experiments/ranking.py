@@ -42,6 +42,7 @@ _TUNED_ON = 5  # the laboratory of `rlhf.reviews_tuning`
 _BETA = 0.5  # of the objective by which settings are chosen, and of the DPO and PPO compared with
 _ALIKE = 2  # tokens: completions whose lengths differ by no more are of like length
 
+# λ of RRHF is about larger sums than SLiC-HF's: its ranking term is over all pairs of k candidates, on means a token.
 _LR = {"lr": (3e-5, 1e-3)}
 _SLIC_HF = _LR | {"steps": [64, 128, 256, 512], "delta": (0.3, 10.0), "sft_weight": (0.03, 10.0)}
 SPACES: dict[str, dict[str, Any]] = {
@@ -49,7 +50,7 @@ SPACES: dict[str, dict[str, Any]] = {
     "SLiC-HF, sample and rank": _SLIC_HF,
     "best of n, learned reward": _LR | {"steps": [64, 128, 256, 512], "candidates": [4, 16, 64]},
     "RRHF, learned reward": _LR
-    | {"steps": [64, 128, 256, 512], "candidates": [2, 4, 8, 16], "sft_weight": (0.03, 10.0)},
+    | {"steps": [64, 128, 256, 512], "candidates": [2, 4, 8, 16], "sft_weight": (0.3, 30.0)},
 }
 _KIND = {"SLiC-HF": "slic-hf", "best of n": "sft", "RRHF": "rrhf"}  # by the name up to the comma
 
