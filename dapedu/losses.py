@@ -95,7 +95,7 @@ def slic_hf_loss(
         TypeError: a log-probability is not a tensor of floats, or a hyperparameter not a number.
         ValueError: shapes differ, or delta or sft_weight is negative.
 
-    Source: arXiv:2305.10425, Eq. 4.
+    Source: arXiv:2305.10425, Eq. 4. Book: eq-slic-hf-loss.
     """
     _require_same_shape(
         "slic_hf_loss",
