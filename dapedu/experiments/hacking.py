@@ -146,7 +146,10 @@ def _looked_at(
     asked: Sequence[str],
     seed: int,
 ) -> dict[str, Any]:
-    """Rewards, KL, faults' sum, diversity and perplexity of people's reviews, and the first few texts."""
+    """Rewards, KL, diversity and perplexity of people's reviews, and the first few texts.
+
+    The gold reward is also taken of two halves of the prompts: a judge may choose a round by the one.
+    """
     counted: dict[str, Callable[[Samples], Tensor]] = {
         "thanks": lambda samples: torch.tensor([reviews.count_thanks(text) for text in samples.completions]),
         "malformed": lambda samples: torch.tensor(
@@ -162,7 +165,10 @@ def _looked_at(
     people = reviews.corpus(512, split="test", seed=seed)
     human = encode([r["prompt"] for r in people], [r["completion"] for r in people], tokenizer)
     numbers = {name: round(float(value.mean()), 4) for name, value in values.items()}
+    gold = values["gold"]
     return numbers | {
+        "gold, one half": round(float(gold[::2].mean()), 4),
+        "gold, other half": round(float(gold[1::2].mean()), 4),
         "distinct 4": round(distinct_n(samples.completions), 4),
         "perplexity": round(perplexity(policy, human), 4),
         "texts": samples.completions[:_SHOWN],
