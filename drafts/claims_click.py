@@ -1,0 +1,148 @@
+"""What is claimed of CLICK: its kinship to RRHF, the price of detoxifying, and how to choose the pairs.
+
+Differences are taken laboratory by laboratory; a half is half of the 95 % interval of their mean.
+"""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from dapedu.claims.entry import Claim, Numbers
+from dapedu.evaluate import mean_interval
+
+_PAPER = "arXiv:2306.03350"
+_EVIDENCE = ("reviews_click",)
+_LABORATORIES = "five laboratories, mean ± 95 % interval"
+_ATTRIBUTES = ("rude", "repetitive")
+_MARGIN = "15"  # the paper's, and the experiment's where it is not varied
+_NEIGHBOURS = ("below", "above")
+
+
+def _row(results: dict[str, Any], attribute: str, kind: str, case: str) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = results["reviews_click"]["attributes"][attribute][kind][case]
+    return found
+
+
+def _difference(name: str, first: Sequence[float], second: Sequence[float]) -> Numbers:
+    mean, half = mean_interval(torch.tensor(first, dtype=torch.float64) - torch.tensor(second, dtype=torch.float64))
+    return {name: mean.item(), f"{name}_half": half.item()}
+
+
+def _is_more(numbers: Numbers, name: str) -> bool:
+    return numbers[name] > numbers[f"{name}_half"]
+
+
+def _without_margin(results: dict[str, Any]) -> Numbers:
+    """How much of the rude texts goes, of a hundred, with RRHF's margin and with CLICK's."""
+    before = statistics.mean(_row(results, "rude", "alone", "SFT model")["rude"])
+    gone = {
+        name: 1 - statistics.mean(_row(results, "rude", "delta", delta)["rude"]) / before
+        for name, delta in (("without", "0"), ("with", _MARGIN))
+    }
+    return {f"{name}_margin": share for name, share in gone.items()}
+
+
+def _price(results: dict[str, Any]) -> Numbers:
+    """The share of rude texts that is left, and by how much both perplexities grow."""
+    before, after = _row(results, "rude", "alone", "SFT model"), _row(results, "rude", "pairing", "below")
+    ratios = {
+        name: statistics.mean(a / b for a, b in zip(after[metric], before[metric], strict=True))
+        for name, metric in (("own", "own perplexity"), ("people", "perplexity"))
+    }
+    return {"left": statistics.mean(after["rude"]) / statistics.mean(before["rude"]), **ratios}
+
+
+def _pairings(results: dict[str, Any]) -> Numbers:
+    """How much rarer an attribute is than after random pairing, and how much likelier to the SFT model the texts are.
+
+    Positive is better than at random in both; perplexities are compared by their logarithms.
+    """
+    numbers: Numbers = {}
+    for attribute in _ATTRIBUTES:
+        at_random = _row(results, attribute, "pairing", "random")
+        surprise = torch.tensor(at_random["own perplexity"], dtype=torch.float64).log()
+        for neighbour in _NEIGHBOURS:
+            row, name = _row(results, attribute, "pairing", neighbour), f"{attribute}_{neighbour}"
+            numbers |= _difference(f"{name}_rarer", at_random[attribute], row[attribute])
+            own = torch.tensor(row["own perplexity"], dtype=torch.float64).log()
+            numbers |= _difference(f"{name}_likelier", surprise.tolist(), own.tolist())
+    return numbers
+
+
+def _beats_random(numbers: Numbers, attribute: str, neighbour: str) -> bool:
+    """Better by one measure, beyond chance, and not worse by the other."""
+    measures = [f"{attribute}_{neighbour}_{measure}" for measure in ("rarer", "likelier")]
+    return any(_is_more(numbers, name) for name in measures) and all(
+        numbers[name] > -numbers[f"{name}_half"] for name in measures
+    )
+
+
+CLAIMS = (
+    Claim(
+        id="click-1",
+        claimed_by="the source, section on RRHF",
+        statement="CLICK adds some techniques to RRHF.",
+        remark=(
+            "REMARK: a slip. CLICK was submitted before RRHF was public, and its loss is SLiC-HF's: sums in the place "
+            "of RRHF's means, a margin, one partner for each good candidate, and a likelihood term on people's texts "
+            "in the place of the best candidate. The condition: what is added is dispensable, so that the method "
+            "works with RRHF's hinge, which has no margin."
+        ),
+        evidence=_EVIDENCE,
+        numbers=_without_margin,
+        measured=(
+            "of the SFT model's rude texts {with_margin:.0%} are gone after CLICK with δ = 15, and "
+            "{without_margin:.0%} with δ = 0, all else equal, means of five laboratories."
+        ),
+        # That the one was made from the other no number of ours can show: at best the parts add up.
+        holds_if=lambda n: n["without_margin"] > 0.5 * n["with_margin"] > 0,
+    ),
+    Claim(
+        id="click-2",
+        claimed_by=f"{_PAPER}, Table 1",
+        statement="It detoxifies a model at a small price in perplexity: toxicity .450 → .084, perplexity 5.2 → 6.5.",
+        remark=(
+            "REMARK: rude words stand for toxicity, and the SFT model for the larger one that measures the perplexity "
+            "of the samples. Toxicity in the paper is the share of contexts with a toxic reply among 25. Small is what "
+            "the paper calls so, a quarter more, with a fifth of the toxicity left. The condition: by the paper's kind "
+            "of perplexity, and not by that of people's texts."
+        ),
+        evidence=_EVIDENCE,
+        numbers=_price,
+        measured=(
+            "with the neighbour below {left:.1%} of the rude texts are left; the perplexity of the policy's samples "
+            "under the SFT model is {own:.2f} times what it was, that of people's reviews under the policy "
+            "{people:.2f} times; means of five laboratories."
+        ),
+        holds=lambda n: n["left"] < 0.25 and max(n["own"], n["people"]) < 1.25,
+        holds_if=lambda n: n["left"] < 0.25 and n["own"] < 1.25,
+    ),
+    Claim(
+        id="click-3",
+        claimed_by=f"{_PAPER}, abstract",
+        statement="Its likelihood-ranking-based pairing is better than random pairing.",
+        remark=(
+            "REMARK: better means rarer or likelier to the SFT model, beyond chance, and not worse by the other. With "
+            "eight candidates most prompts that have a bad one have only one, and there all rules give the same pairs. "
+            "The condition: for one of the attributes, or with the other neighbour, since the paper does not say "
+            "clearly which."
+        ),
+        evidence=_EVIDENCE,
+        numbers=_pairings,
+        measured=(
+            "random less neighbour, rude: rate {rude_below_rarer:+.3f} ± {rude_below_rarer_half:.3f} (below) and "
+            "{rude_above_rarer:+.3f} ± {rude_above_rarer_half:.3f} (above), log-perplexity of the samples "
+            "{rude_below_likelier:+.3f} ± {rude_below_likelier_half:.3f} and {rude_above_likelier:+.3f} ± "
+            "{rude_above_likelier_half:.3f}; repetitive: rate {repetitive_below_rarer:+.3f} ± "
+            "{repetitive_below_rarer_half:.3f} and {repetitive_above_rarer:+.3f} ± {repetitive_above_rarer_half:.3f}, "
+            "log-perplexity {repetitive_below_likelier:+.3f} ± {repetitive_below_likelier_half:.3f} and "
+            "{repetitive_above_likelier:+.3f} ± {repetitive_above_likelier_half:.3f}; " + _LABORATORIES + "."
+        ),
+        holds=lambda n: all(_beats_random(n, attribute, "below") for attribute in _ATTRIBUTES),
+        holds_if=lambda n: any(
+            _beats_random(n, attribute, neighbour) for attribute in _ATTRIBUTES for neighbour in _NEIGHBOURS
+        ),
+    ),
+)

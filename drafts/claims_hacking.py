@@ -1,0 +1,164 @@
+"""What is claimed of RRHF on its own answers: that rounds hack the reward, how, and that they should be few.
+
+Differences are taken laboratory by laboratory; a half is half of the 95 % interval of their mean.
+"""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dapedu.claims.entry import Claim, Numbers
+from dapedu.evaluate import mean_interval
+
+_SOURCE = "the source, section on RRHF"
+_PAPER = "arXiv:2304.05302, §5"
+_LABORATORIES = "five laboratories, mean ± 95 % interval"
+
+
+def _course(results: dict[str, Any], run: str, metric: str) -> Tensor:
+    """A metric by round, the SFT model's first, (laboratories, rounds + 1)."""
+    return torch.tensor(results["reviews_hacking"]["runs"][run][metric], dtype=torch.float64)
+
+
+def best_of_the_others(values: Tensor) -> Tensor:
+    """The round that is best in the mean of all laboratories but one.
+
+    Chosen so, it has nothing to do with the luck of the laboratory in which it is then used.
+
+    Args:
+        values: by round, shape (laboratories, rounds).
+
+    Returns:
+        One round for each laboratory, shape (laboratories,).
+    """
+    return ((values.sum(dim=0) - values) / (len(values) - 1)).argmax(dim=1)
+
+
+def _at(values: Tensor, rounds: Tensor) -> Tensor:
+    return values.gather(1, rounds[:, None]).squeeze(1)
+
+
+def _interval(name: str, differences: Tensor) -> Numbers:
+    mean, half = mean_interval(differences)
+    return {name: mean.item(), f"{name}_half": half.item()}
+
+
+def _is_more(numbers: Numbers, name: str) -> bool:
+    return numbers[name] > numbers[f"{name}_half"]
+
+
+def _hacking(results: dict[str, Any]) -> Numbers:
+    """From the best round for gold to the last: the proxy's rise, gold's fall, the perplexity's rise."""
+    numbers: Numbers = {}
+    for run in ("gold", "mild proxy", "strong proxy"):
+        name, gold = run.split()[0], _course(results, run, "gold")
+        stop = best_of_the_others(gold)
+        numbers |= _interval(f"{name}_fall", _at(gold, stop) - gold[:, -1])
+        for what, metric in (("rise", run), ("drift", "perplexity")):
+            values = _course(results, run, metric)
+            start = _at(values, stop) if what == "rise" else values[:, 0]
+            numbers |= _interval(f"{name}_{what}", values[:, -1] - start)
+    return numbers
+
+
+def _hacked(numbers: Numbers, name: str) -> bool:
+    """The reward rises while gold falls, and people's texts have become more surprising."""
+    return all(_is_more(numbers, f"{name}_{what}") for what in ("rise", "fall", "drift"))
+
+
+def _thanking(texts: Sequence[str]) -> float:
+    """Of the sentences of some texts, the share that thanks."""
+    sentences = [sentence for text in texts for sentence in text.split(".") if sentence.strip()]
+    return statistics.mean("thanks" in sentence.split() for sentence in sentences) if sentences else 0.0
+
+
+def _politeness(results: dict[str, Any]) -> Numbers:
+    """Shares of thanks among the sentences of the stored texts, before and after; malformed texts after."""
+    run = results["reviews_hacking"]["runs"]["strong proxy"]
+    before, after = ([_thanking(texts[at]) for texts in run["texts"]] for at in (0, -1))
+    return {
+        "before": statistics.mean(before),
+        "after": statistics.mean(after),
+        **_interval("more", torch.tensor(after, dtype=torch.float64) - torch.tensor(before, dtype=torch.float64)),
+        "malformed": _course(results, "strong proxy", "malformed")[:, -1].mean().item(),
+    }
+
+
+def _stopping(results: dict[str, Any]) -> Numbers:
+    """What a number of rounds found in the other laboratories is worth, against all rounds and against one."""
+    gold = _course(results, "strong proxy", "gold")
+    stop, own = best_of_the_others(gold), gold.argmax(dim=1)
+    return {
+        **_interval("over_last", _at(gold, stop) - gold[:, -1]),
+        **_interval("over_first", _at(gold, stop) - gold[:, 1]),
+        "earliest": own.min().item(),
+        "latest": own.max().item(),
+    }
+
+
+CLAIMS = (
+    Claim(
+        id="rrhf-7",
+        claimed_by=f"{_SOURCE}; {_PAPER}",
+        statement=(
+            "Iterating on the model's own answers, the reward rises while perplexity and win rate get worse: reward "
+            "hacking."
+        ),
+        remark=(
+            "REMARK (with which proxy, with which not). The perplexity of people's texts rises under the gold reward "
+            "too: it says how far the policy has moved from them. In the paper it was sampling online that hacked the "
+            "reward, not its two or three rounds, and its perplexity is that of the policy's texts under GPT-2."
+        ),
+        evidence=("reviews_hacking",),
+        numbers=_hacking,
+        measured=(
+            "from the round that is best by gold in the other laboratories to round "
+            "{settings[reviews_hacking][rounds]}, the strong proxy rises by {strong_rise:.2f} ± {strong_rise_half:.2f} "
+            "and gold falls by {strong_fall:.2f} ± {strong_fall_half:.2f}; with the mild proxy {mild_rise:.2f} ± "
+            "{mild_rise_half:.2f} and {mild_fall:.2f} ± {mild_fall_half:.2f}; trained on gold itself it falls by "
+            "{gold_fall:.2f} ± {gold_fall_half:.2f}. People's perplexity rises by {strong_drift:.2f}, {mild_drift:.2f} "
+            "and, under gold, {gold_drift:.2f}; " + _LABORATORIES + "."
+        ),
+        holds=lambda n: _hacked(n, "strong") and _hacked(n, "mild"),
+        holds_if=lambda n: _hacked(n, "strong") or _hacked(n, "mild"),
+    ),
+    Claim(
+        id="rrhf-8",
+        claimed_by=f"{_SOURCE}; {_PAPER}",
+        statement="Hacked answers are empty politeness, not wrong, and useless.",
+        remark=(
+            "REMARK (true to the strong proxy by construction: it was built to like thanks; that it is found, and how, "
+            "is what is measured). What a reward model fitted to labels was hacked with in reviews_goodhart was "
+            "another thing in each laboratory, and no politeness."
+        ),
+        evidence=("reviews_hacking",),
+        numbers=_politeness,
+        measured=(
+            "after round {settings[reviews_hacking][rounds]} with the strong proxy {after:.0%} of the sentences of the "
+            "stored texts are thanks, where the SFT model has {before:.0%} (more by {more:.2f} ± {more_half:.2f}, "
+            + _LABORATORIES
+            + "); {malformed:.0%} of the reviews have a malformed sentence."
+        ),
+        holds=lambda n: _is_more(n, "more") and n["after"] > 0.5 and n["malformed"] < 0.25,
+        holds_if=lambda n: _is_more(n, "more"),
+    ),
+    Claim(
+        id="rrhf-9",
+        claimed_by=_SOURCE,
+        statement="There is a right number of iterations, and it has to be found.",
+        remark="REMARK (by whom: a judge without the reward's flaw; no right number where the reward is right)",
+        evidence=("reviews_hacking",),
+        numbers=_stopping,
+        measured=(
+            "with the strong proxy, to stop after the number of rounds that is best by gold in the other laboratories "
+            "is worth {over_last:.2f} ± {over_last_half:.2f} of gold against going on to the end, and {over_first:.2f} "
+            "± {over_first_half:.2f} against stopping after the first round, " + _LABORATORIES + "; the laboratories' "
+            "own best rounds are {earliest:.0f} to {latest:.0f}."
+        ),
+        holds=lambda n: _is_more(n, "over_last") and _is_more(n, "over_first") and n["latest"] - n["earliest"] <= 2,
+        holds_if=lambda n: _is_more(n, "over_last"),
+    ),
+)

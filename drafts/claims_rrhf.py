@@ -1,0 +1,173 @@
+"""What is claimed of RRHF: what it needs, what its two terms do, and how it does against PPO and imitation.
+
+Differences are taken laboratory by laboratory; a half is half of the 95 % interval of their mean.
+"""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from dapedu.claims.entry import Claim, Numbers, difference, is_more
+
+_SOURCE = "the source, section on RRHF"
+_PAPER = "arXiv:2304.05302"
+_LABORATORIES = "five laboratories, mean ± 95 % interval"
+_TEACHER, _WOMBAT = "teacher: PPO, gold reward", "Wombat, weight 1"
+
+
+def _variants(results: dict[str, Any], name: str, metric: str, first: str, second: str) -> Numbers:
+    variants = results["reviews_rrhf"]["variants"]
+    return difference(name, variants[first][metric], variants[second][metric])
+
+
+def _lead(results: dict[str, Any], duel: str) -> Numbers:
+    """Share of prompts that the first policy of a duel wins, less those that it loses."""
+    row = results["reviews_rrhf"][duel]
+    return difference("lead", row["wins"], row["loses"])
+
+
+def _taught(results: dict[str, Any]) -> Numbers:
+    """How far Wombat is above Alpaca, trained for as long and for less, and below the teacher."""
+    gold = {name: row["gold"] for name, row in results["reviews_teacher"].items()}
+    return {
+        **difference("over", gold[_WOMBAT], gold["Alpaca, longer"]),
+        **difference("below", gold[_TEACHER], gold[_WOMBAT]),
+    }
+
+
+def _shares(results: dict[str, Any]) -> Numbers:
+    """Over the numbers of candidates, the least and the largest share of best-of-k's gain that RRHF has."""
+    shares = [
+        statistics.mean(
+            (gold - mean) / (best - mean)
+            for gold, mean, best in zip(row["gold"], row["test: mean"], row["test: best"], strict=True)
+        )
+        for row in results["reviews_rrhf"]["candidates"].values()
+    ]
+    return {"least": min(shares), "most": max(shares)}
+
+
+CLAIMS = (
+    Claim(
+        id="rrhf-1",
+        claimed_by=_SOURCE,
+        statement="Like SLiC-HF, DPO and IPO, RRHF is trained without a value, a reward or a reference model.",
+        remark=(
+            "A matter of counting, not of measuring. It is true of RRHF and of SLiC-HF, whose losses see the policy "
+            "alone. DPO and IPO need the reference: its log-probabilities stand in their losses, even if they can be "
+            "computed once and the model then be put away. And RRHF needs a reward for every candidate before it "
+            "begins, from a model or from people."
+        ),
+    ),
+    Claim(
+        id="rrhf-2",
+        claimed_by=_SOURCE,
+        statement="RRHF uses rankings of several answers, as OpenAI's RLHF did; open data are mostly pairs.",
+        remark=(
+            "A statement about papers and data, not about something that runs. RRHF's loss takes any number of ranked "
+            "candidates, and InstructGPT's labellers ranked four to nine completions of a prompt (arXiv:2203.02155, "
+            "§3.5). With a reward model, rankings cost no more labels than pairs do. What the open data are we did not "
+            "count."
+        ),
+    ),
+    Claim(
+        id="rrhf-3",
+        claimed_by=_SOURCE,
+        statement="For a pair, RRHF's ranking loss is SLiC-HF's hinge without a margin.",
+        remark=(
+            "SLiC-HF's hinge is on sums of log-probabilities, RRHF's on means per token. For completions of equal "
+            "length they are the same up to a factor; for others they want different things. REMARK"
+        ),
+        evidence=("reviews_rrhf",),
+        numbers=lambda results: _variants(results, "longer", "length", "as published", "sums, weight 1"),
+        measured=(
+            "completions of a policy trained by RRHF on means are longer than those of one trained on sums, λ = 1 in "
+            "both, by {longer:+.1f} ± {longer_half:.1f} tokens, " + _LABORATORIES + "."
+        ),
+        holds_if=lambda n: abs(n["longer"]) <= n["longer_half"],
+    ),
+    Claim(
+        id="rrhf-4",
+        claimed_by=_SOURCE,
+        statement="It is well to give the best candidate a likelihood loss as well.",
+        remark="REMARK (the source's reason: it would be a waste not to use it; more than that, see What breaks)",
+        evidence=("reviews_rrhf",),
+        numbers=lambda results: _variants(results, "more", "gold", "tuned", "no likelihood term"),
+        measured=(
+            "with the likelihood term the gold reward is {more:+.2f} ± {more_half:.2f} above that without it, all else "
+            "equal, " + _LABORATORIES + "."
+        ),
+        holds=lambda n: is_more(n, "more"),
+    ),
+    Claim(
+        id="rrhf-5",
+        claimed_by=f"{_SOURCE}; {_PAPER}",
+        statement="With the same reward model RRHF is slightly preferred to PPO.",
+        remark=(
+            "REMARK (the paper's people: 27 wins, 48 ties, 25 losses, which is no difference that a hundred or so "
+            "comparisons can show; here judged by the gold reward, no people)"
+        ),
+        evidence=("reviews_rrhf",),
+        numbers=lambda results: _lead(results, "against PPO"),
+        measured=(
+            "of 2,048 test prompts the share on which RRHF's completion has more gold reward than PPO's, less the "
+            "share on which it has less, is {lead:+.3f} ± {lead_half:.3f}, " + _LABORATORIES + "."
+        ),
+        holds=lambda n: is_more(n, "lead"),
+    ),
+    Claim(
+        id="rrhf-6",
+        claimed_by=f"{_SOURCE}; {_PAPER}",
+        statement="A second round, on candidates of the once trained model, beats a single one.",
+        remark="REMARK (as many completions judged and as many steps in all; two rounds of k are worth best of k²)",
+        evidence=("reviews_rrhf",),
+        numbers=lambda results: _lead(results, "two rounds against one"),
+        measured=(
+            "of 2,048 test prompts the share on which two rounds have more gold reward than one, less the share on "
+            "which they have less, is {lead:+.3f} ± {lead_half:.3f}, " + _LABORATORIES + "."
+        ),
+        holds=lambda n: is_more(n, "lead"),
+    ),
+    Claim(
+        id="rrhf-10",
+        claimed_by=f"{_SOURCE}; {_PAPER}",
+        statement="Ranking a teacher's answers (Wombat) beats imitating them (Alpaca), and does not reach the teacher.",
+        remark=(
+            "REMARK (Alpaca is trained on for as long; compare `imitating the best`, which has the same answers and "
+            "no ranking). The source has ChatGPT write all of Wombat's candidates; in the paper they are four models', "
+            "Alpaca's own among them, and ChatGPT ranks them."
+        ),
+        evidence=("reviews_teacher",),
+        numbers=_taught,
+        measured=(
+            "Wombat's gold reward less that of an Alpaca trained for as long is {over:+.2f} ± {over_half:.2f}; the "
+            "teacher's less Wombat's {below:+.2f} ± {below_half:.2f}; " + _LABORATORIES + "."
+        ),
+        holds=lambda n: is_more(n, "over") and is_more(n, "below"),
+        holds_if=lambda n: is_more(n, "over"),
+    ),
+    Claim(
+        id="rrhf-11",
+        claimed_by=_SOURCE,
+        statement="RRHF came from Alibaba, the makers of Qwen.",
+        remark=(
+            "History, not something that runs. The authors are at Alibaba's DAMO Academy and at Tsinghua University; "
+            "the paper is of April 2023, before Qwen's first open weights in August of that year."
+        ),
+    ),
+    Claim(
+        id="rrhf-12",
+        claimed_by=_PAPER,
+        statement="RRHF learns best-of-n: its reward comes close to the mean of the candidates' largest.",
+        remark="REMARK",
+        evidence=("reviews_rrhf",),
+        numbers=_shares,
+        measured=(
+            "with {settings[reviews_rrhf][candidates][0]} to {settings[reviews_rrhf][candidates][3]} candidates of "
+            "{settings[reviews_rrhf][prompts]} prompts, RRHF on the gold reward has between {least:.2f} and {most:.2f} "
+            "of what best of k gains over the SFT model, means of five laboratories."
+        ),
+        holds=lambda n: n["least"] > 0.8 and n["most"] < 1.2,
+        holds_if=lambda n: n["least"] > 0.5 and n["most"] < 1.2,
+    ),
+)
