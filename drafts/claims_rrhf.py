@@ -4,7 +4,6 @@ Differences are taken laboratory by laboratory; a half is half of the 95 % inter
 """
 
 import statistics
-from collections.abc import Sequence
 from typing import Any
 
 from dapedu.claims.entry import Claim, Numbers, difference, is_more
