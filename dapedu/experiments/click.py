@@ -22,8 +22,8 @@ from dapedu.train import Settings, by_likelihood, train_in_rounds
 
 ATTRIBUTES: dict[str, Callable[[str], bool]] = {"rude": reviews.is_rude, "repetitive": reviews.is_repetitive}
 PAIRINGS = ("below", "above", "random")
-MARGINS = (0.0, 1.0, 5.0, 15.0, 20.0)
-WEIGHTS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+MARGINS = (0.0, 1.0, 5.0, 15.0)
+WEIGHTS = (0.003, 0.03, 0.3, 3.0)
 
 
 def reviews_click(
