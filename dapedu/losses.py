@@ -220,7 +220,7 @@ def rrhf_loss(*, candidate_logps: Tensor, candidate_lengths: Tensor, rewards: Te
         TypeError: candidate_logps is not a tensor of floats, another no tensor, or sft_weight no number.
         ValueError: shapes differ or are not (prompts, k), a length is ≤ 0, or sft_weight is negative.
 
-    Source: arXiv:2304.05302, Eqs. 1–4 of §3.1.
+    Source: arXiv:2304.05302, Eqs. 1–4 of §3.1. Book: eq-rrhf-loss.
     """
     _require_same_shape(
         "rrhf_loss",
@@ -272,7 +272,7 @@ def click_loss(
     Deviation: the authors average the cross-entropy over all tokens of a batch, so that long texts weigh
     more; a per-example loss averages over each text's own tokens.
 
-    Source: arXiv:2306.03350, §3.
+    Source: arXiv:2306.03350, §3. Book: eq-click-loss.
     """
     _require_same_shape(
         "click_loss",

@@ -4,13 +4,11 @@ Differences are taken laboratory by laboratory; a half is half of the 95 % inter
 """
 
 import statistics
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from dapedu.claims.entry import Claim, Numbers
-from dapedu.evaluate import mean_interval
+from dapedu.claims.entry import Claim, Numbers, difference, is_more
 
 _PAPER = "arXiv:2306.03350"
 _EVIDENCE = ("reviews_click",)
@@ -23,15 +21,6 @@ _NEIGHBOURS = ("below", "above")
 def _row(results: dict[str, Any], attribute: str, kind: str, case: str) -> dict[str, list[float]]:
     found: dict[str, list[float]] = results["reviews_click"]["attributes"][attribute][kind][case]
     return found
-
-
-def _difference(name: str, first: Sequence[float], second: Sequence[float]) -> Numbers:
-    mean, half = mean_interval(torch.tensor(first, dtype=torch.float64) - torch.tensor(second, dtype=torch.float64))
-    return {name: mean.item(), f"{name}_half": half.item()}
-
-
-def _is_more(numbers: Numbers, name: str) -> bool:
-    return numbers[name] > numbers[f"{name}_half"]
 
 
 def _without_margin(results: dict[str, Any]) -> Numbers:
@@ -65,16 +54,16 @@ def _pairings(results: dict[str, Any]) -> Numbers:
         surprise = torch.tensor(at_random["own perplexity"], dtype=torch.float64).log()
         for neighbour in _NEIGHBOURS:
             row, name = _row(results, attribute, "pairing", neighbour), f"{attribute}_{neighbour}"
-            numbers |= _difference(f"{name}_rarer", at_random[attribute], row[attribute])
+            numbers |= difference(f"{name}_rarer", at_random[attribute], row[attribute])
             own = torch.tensor(row["own perplexity"], dtype=torch.float64).log()
-            numbers |= _difference(f"{name}_likelier", surprise.tolist(), own.tolist())
+            numbers |= difference(f"{name}_likelier", surprise.tolist(), own.tolist())
     return numbers
 
 
 def _beats_random(numbers: Numbers, attribute: str, neighbour: str) -> bool:
     """Better by one measure, beyond chance, and not worse by the other."""
     measures = [f"{attribute}_{neighbour}_{measure}" for measure in ("rarer", "likelier")]
-    return any(_is_more(numbers, name) for name in measures) and all(
+    return any(is_more(numbers, name) for name in measures) and all(
         numbers[name] > -numbers[f"{name}_half"] for name in measures
     )
 
@@ -124,10 +113,9 @@ CLAIMS = (
         claimed_by=f"{_PAPER}, abstract",
         statement="Its likelihood-ranking-based pairing is better than random pairing.",
         remark=(
-            "REMARK: better means rarer or likelier to the SFT model, beyond chance, and not worse by the other. With "
-            "eight candidates most prompts that have a bad one have only one, and there all rules give the same pairs. "
-            "The condition: for one of the attributes, or with the other neighbour, since the paper does not say "
-            "clearly which."
+            "REMARK: better means rarer or likelier to the SFT model, beyond chance, and not worse by the other. Where "
+            "a prompt has only one bad candidate all rules give the same pairs. The condition: for one of the "
+            "attributes, or with the other neighbour, since the paper does not say clearly which."
         ),
         evidence=_EVIDENCE,
         numbers=_pairings,

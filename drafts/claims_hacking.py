@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dapedu.claims.entry import Claim, Numbers
-from dapedu.evaluate import mean_interval
+from dapedu.claims.entry import Claim, Numbers, difference, is_more
 
 _SOURCE = "the source, section on RRHF"
 _PAPER = "arXiv:2304.05302, §5"
@@ -23,7 +22,7 @@ def _course(results: dict[str, Any], run: str, metric: str) -> Tensor:
     return torch.tensor(results["reviews_hacking"]["runs"][run][metric], dtype=torch.float64)
 
 
-def best_of_the_others(values: Tensor) -> Tensor:
+def _best_of_the_others(values: Tensor) -> Tensor:
     """The round that is best in the mean of all laboratories but one.
 
     Chosen so, it has nothing to do with the luck of the laboratory in which it is then used.
@@ -41,32 +40,23 @@ def _at(values: Tensor, rounds: Tensor) -> Tensor:
     return values.gather(1, rounds[:, None]).squeeze(1)
 
 
-def _interval(name: str, differences: Tensor) -> Numbers:
-    mean, half = mean_interval(differences)
-    return {name: mean.item(), f"{name}_half": half.item()}
-
-
-def _is_more(numbers: Numbers, name: str) -> bool:
-    return numbers[name] > numbers[f"{name}_half"]
-
-
 def _hacking(results: dict[str, Any]) -> Numbers:
     """From the best round for gold to the last: the proxy's rise, gold's fall, the perplexity's rise."""
     numbers: Numbers = {}
     for run in ("gold", "mild proxy", "strong proxy"):
         name, gold = run.split()[0], _course(results, run, "gold")
-        stop = best_of_the_others(gold)
-        numbers |= _interval(f"{name}_fall", _at(gold, stop) - gold[:, -1])
+        stop = _best_of_the_others(gold)
+        numbers |= difference(f"{name}_fall", _at(gold, stop).tolist(), gold[:, -1].tolist())
         for what, metric in (("rise", run), ("drift", "perplexity")):
             values = _course(results, run, metric)
             start = _at(values, stop) if what == "rise" else values[:, 0]
-            numbers |= _interval(f"{name}_{what}", values[:, -1] - start)
+            numbers |= difference(f"{name}_{what}", values[:, -1].tolist(), start.tolist())
     return numbers
 
 
 def _hacked(numbers: Numbers, name: str) -> bool:
     """The reward rises while gold falls, and people's texts have become more surprising."""
-    return all(_is_more(numbers, f"{name}_{what}") for what in ("rise", "fall", "drift"))
+    return all(is_more(numbers, f"{name}_{what}") for what in ("rise", "fall", "drift"))
 
 
 def _thanking(texts: Sequence[str]) -> float:
@@ -82,7 +72,7 @@ def _politeness(results: dict[str, Any]) -> Numbers:
     return {
         "before": statistics.mean(before),
         "after": statistics.mean(after),
-        **_interval("more", torch.tensor(after, dtype=torch.float64) - torch.tensor(before, dtype=torch.float64)),
+        **difference("more", after, before),
         "malformed": _course(results, "strong proxy", "malformed")[:, -1].mean().item(),
     }
 
@@ -90,10 +80,10 @@ def _politeness(results: dict[str, Any]) -> Numbers:
 def _stopping(results: dict[str, Any]) -> Numbers:
     """What a number of rounds found in the other laboratories is worth, against all rounds and against one."""
     gold = _course(results, "strong proxy", "gold")
-    stop, own = best_of_the_others(gold), gold.argmax(dim=1)
+    stop, own = _best_of_the_others(gold), gold.argmax(dim=1)
     return {
-        **_interval("over_last", _at(gold, stop) - gold[:, -1]),
-        **_interval("over_first", _at(gold, stop) - gold[:, 1]),
+        **difference("over_last", _at(gold, stop).tolist(), gold[:, -1].tolist()),
+        **difference("over_first", _at(gold, stop).tolist(), gold[:, 1].tolist()),
         "earliest": own.min().item(),
         "latest": own.max().item(),
     }
@@ -142,8 +132,8 @@ CLAIMS = (
             + _LABORATORIES
             + "); {malformed:.0%} of the reviews have a malformed sentence."
         ),
-        holds=lambda n: _is_more(n, "more") and n["after"] > 0.5 and n["malformed"] < 0.25,
-        holds_if=lambda n: _is_more(n, "more"),
+        holds=lambda n: is_more(n, "more") and n["after"] > 0.5 and n["malformed"] < 0.25,
+        holds_if=lambda n: is_more(n, "more"),
     ),
     Claim(
         id="rrhf-9",
@@ -158,7 +148,7 @@ CLAIMS = (
             "± {over_first_half:.2f} against stopping after the first round, " + _LABORATORIES + "; the laboratories' "
             "own best rounds are {earliest:.0f} to {latest:.0f}."
         ),
-        holds=lambda n: _is_more(n, "over_last") and _is_more(n, "over_first") and n["latest"] - n["earliest"] <= 2,
-        holds_if=lambda n: _is_more(n, "over_last"),
+        holds=lambda n: is_more(n, "over_last") and is_more(n, "over_first") and n["latest"] - n["earliest"] <= 2,
+        holds_if=lambda n: is_more(n, "over_last"),
     ),
 )

@@ -4,7 +4,18 @@ A verdict is never typed in. A claim names its stored results, picks numbers fro
 on those numbers; the verdict follows. A chapter shows its claims by id, so each is worded and judged once.
 """
 
-from dapedu.claims import comparison, dpo, ipo, language, noise, objective, ppo, reward, slic_hf
+from dapedu.claims import (
+    comparison,
+    dpo,
+    ipo,
+    language,
+    noise,
+    objective,
+    ppo,
+    reward,
+    rrhf,
+    slic_hf,
+)
 from dapedu.claims.entry import Claim, ClaimList, Verdict
 
 CLAIMS: dict[str, Claim] = {
@@ -19,6 +30,7 @@ CLAIMS: dict[str, Claim] = {
         *ppo.CLAIMS,
         *comparison.CLAIMS,
         *slic_hf.CLAIMS,
+        *rrhf.CLAIMS,
     )
 }
 
