@@ -33,11 +33,11 @@ def reviews_click(
     pairings: Sequence[str] = PAIRINGS,
     margins: Sequence[float] = MARGINS,
     weights: Sequence[float] = WEIGHTS,
-    prompts: int = 256,
+    prompts: int = 128,
     candidates: int = 32,  # so many that a prompt often has several bad ones, and a rule something to choose
     delta: float = 15.0,
     contrast_weight: float = 0.3,
-    steps: int = 256,
+    steps: int = 128,
     lr: float = 3e-4,
 ) -> dict[str, Any]:
     """Attribute rates and perplexities after CLICK: pairings, margins, weights; beside it the cross-entropy alone."""
