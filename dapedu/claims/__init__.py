@@ -7,6 +7,7 @@ on those numbers; the verdict follows. A chapter shows its claims by id, so each
 from dapedu.claims import (
     comparison,
     dpo,
+    hacking,
     ipo,
     language,
     noise,
@@ -31,6 +32,7 @@ CLAIMS: dict[str, Claim] = {
         *comparison.CLAIMS,
         *slic_hf.CLAIMS,
         *rrhf.CLAIMS,
+        *hacking.CLAIMS,
     )
 }
 

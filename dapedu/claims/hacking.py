@@ -98,9 +98,10 @@ CLAIMS = (
             "hacking."
         ),
         remark=(
-            "REMARK (with which proxy, with which not). The perplexity of people's texts rises under the gold reward "
-            "too: it says how far the policy has moved from them. In the paper it was sampling online that hacked the "
-            "reward, not its two or three rounds, and its perplexity is that of the policy's texts under GPT-2."
+            "With the strong proxy, which counts gold by half; with the mild one eight rounds do not settle it. The "
+            "gold reward stands for the win rate. The perplexity of people's texts rises under the gold reward too: it "
+            "says how far the policy has moved from them. In the paper it was sampling online that hacked the reward, "
+            "not its two or three rounds, and its perplexity is that of the policy's texts under GPT-2."
         ),
         evidence=("reviews_hacking",),
         numbers=_hacking,
@@ -120,9 +121,10 @@ CLAIMS = (
         claimed_by=f"{_SOURCE}; {_PAPER}",
         statement="Hacked answers are empty politeness, not wrong, and useless.",
         remark=(
-            "REMARK (true to the strong proxy by construction: it was built to like thanks; that it is found, and how, "
-            "is what is measured). What a reward model fitted to labels was hacked with in reviews_goodhart was "
-            "another thing in each laboratory, and no politeness."
+            "That thanks are found is by construction: the proxy was built to like them. What is measured is what "
+            "becomes of the rest, and most of it becomes wrong. Empty politeness is what the mild proxy leads to. What "
+            "a reward model fitted to labels was hacked with in reviews_goodhart was another thing in each laboratory, "
+            "and no politeness."
         ),
         evidence=("reviews_hacking",),
         numbers=_politeness,
@@ -139,7 +141,10 @@ CLAIMS = (
         id="rrhf-9",
         claimed_by=_SOURCE,
         statement="There is a right number of iterations, and it has to be found.",
-        remark="REMARK (by whom: a judge without the reward's flaw; no right number where the reward is right)",
+        remark=(
+            "Found by a judge that does not share the reward's flaw; the mild proxy, which does, would never have "
+            "stopped. Where the reward is right there is no such number in eight rounds: gold rises to the last."
+        ),
         evidence=("reviews_hacking",),
         numbers=_stopping,
         measured=(
