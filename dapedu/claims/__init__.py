@@ -5,6 +5,7 @@ on those numbers; the verdict follows. A chapter shows its claims by id, so each
 """
 
 from dapedu.claims import (
+    click,
     comparison,
     dpo,
     hacking,
@@ -33,6 +34,7 @@ CLAIMS: dict[str, Claim] = {
         *slic_hf.CLAIMS,
         *rrhf.CLAIMS,
         *hacking.CLAIMS,
+        *click.CLAIMS,
     )
 }
 

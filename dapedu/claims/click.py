@@ -74,10 +74,10 @@ CLAIMS = (
         claimed_by="the source, section on RRHF",
         statement="CLICK adds some techniques to RRHF.",
         remark=(
-            "REMARK: a slip. CLICK was submitted before RRHF was public, and its loss is SLiC-HF's: sums in the place "
-            "of RRHF's means, a margin, one partner for each good candidate, and a likelihood term on people's texts "
-            "in the place of the best candidate. The condition: what is added is dispensable, so that the method "
-            "works with RRHF's hinge, which has no margin."
+            "As history a slip: CLICK was accepted at ACL about when RRHF became public, and its loss is SLiC-HF's: "
+            "sums in the place of RRHF's means, a margin, one partner for each good candidate, and a likelihood term "
+            "on people's texts in the place of the best candidate. The condition: what is added is dispensable, so "
+            "that the method works with RRHF's hinge, which has no margin."
         ),
         evidence=_EVIDENCE,
         numbers=_without_margin,
@@ -90,10 +90,10 @@ CLAIMS = (
     ),
     Claim(
         id="click-2",
-        claimed_by=f"{_PAPER}, Table 1",
+        claimed_by=_PAPER,
         statement="It detoxifies a model at a small price in perplexity: toxicity .450 → .084, perplexity 5.2 → 6.5.",
         remark=(
-            "REMARK: rude words stand for toxicity, and the SFT model for the larger one that measures the perplexity "
+            "Rude words stand for toxicity, and the SFT model for the larger one that measures the perplexity "
             "of the samples. Toxicity in the paper is the share of contexts with a toxic reply among 25. Small is what "
             "the paper calls so, a quarter more, with a fifth of the toxicity left. The condition: by the paper's kind "
             "of perplexity, and not by that of people's texts."
@@ -113,7 +113,7 @@ CLAIMS = (
         claimed_by=f"{_PAPER}, abstract",
         statement="Its likelihood-ranking-based pairing is better than random pairing.",
         remark=(
-            "REMARK: better means rarer or likelier to the SFT model, beyond chance, and not worse by the other. Where "
+            "Better means rarer or likelier to the SFT model, beyond chance, and not worse by the other. Where "
             "a prompt has only one bad candidate all rules give the same pairs. The condition: for one of the "
             "attributes, or with the other neighbour, since the paper does not say clearly which."
         ),
