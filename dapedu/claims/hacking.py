@@ -41,22 +41,17 @@ def _at(values: Tensor, rounds: Tensor) -> Tensor:
 
 
 def _hacking(results: dict[str, Any]) -> Numbers:
-    """From the best round for gold to the last: the proxy's rise, gold's fall, the perplexity's rise."""
-    numbers: Numbers = {}
-    for run in ("gold", "mild proxy", "strong proxy"):
-        name, gold = run.split()[0], _course(results, run, "gold")
-        stop = _best_of_the_others(gold)
-        numbers |= difference(f"{name}_fall", _at(gold, stop).tolist(), gold[:, -1].tolist())
-        for what, metric in (("rise", run), ("drift", "perplexity")):
-            values = _course(results, run, metric)
-            start = _at(values, stop) if what == "rise" else values[:, 0]
-            numbers |= difference(f"{name}_{what}", values[:, -1].tolist(), start.tolist())
-    return numbers
-
-
-def _hacked(numbers: Numbers, name: str) -> bool:
-    """The reward rises while gold falls, and people's texts have become more surprising."""
-    return all(is_more(numbers, f"{name}_{what}") for what in ("rise", "fall", "drift"))
+    """From the best round for gold to the last, the proxy's rise and gold's fall; the perplexity's rise in all."""
+    proxy, gold, perplexity = (
+        _course(results, "strong proxy", metric) for metric in ("strong proxy", "gold", "perplexity")
+    )
+    mild, stop = _course(results, "mild proxy", "gold"), _best_of_the_others(gold)
+    return {
+        **difference("rise", proxy[:, -1].tolist(), _at(proxy, stop).tolist()),
+        **difference("fall", _at(gold, stop).tolist(), gold[:, -1].tolist()),
+        **difference("drift", perplexity[:, -1].tolist(), perplexity[:, 0].tolist()),
+        **difference("mild_fall", _at(mild, _best_of_the_others(mild)).tolist(), mild[:, -1].tolist()),
+    }
 
 
 def _thanking(texts: Sequence[str]) -> float:
@@ -66,15 +61,11 @@ def _thanking(texts: Sequence[str]) -> float:
 
 
 def _politeness(results: dict[str, Any]) -> Numbers:
-    """Shares of thanks among the sentences of the stored texts, before and after; malformed texts after."""
+    """The share of thanks among the sentences of the stored texts, after less before; of malformed texts, after."""
     run = results["reviews_hacking"]["runs"]["strong proxy"]
     before, after = ([_thanking(texts[at]) for texts in run["texts"]] for at in (0, -1))
-    return {
-        "before": statistics.mean(before),
-        "after": statistics.mean(after),
-        **difference("more", after, before),
-        "malformed": _course(results, "strong proxy", "malformed")[:, -1].mean().item(),
-    }
+    malformed = _course(results, "strong proxy", "malformed")[:, -1].mean().item()
+    return difference("more", after, before) | {"malformed": malformed}
 
 
 def _stopping(results: dict[str, Any]) -> Numbers:
@@ -107,14 +98,13 @@ CLAIMS = (
         numbers=_hacking,
         measured=(
             "from the round that is best by gold in the other laboratories to round "
-            "{settings[reviews_hacking][rounds]}, the strong proxy rises by {strong_rise:.2f} ± {strong_rise_half:.2f} "
-            "and gold falls by {strong_fall:.2f} ± {strong_fall_half:.2f}; with the mild proxy {mild_rise:.2f} ± "
-            "{mild_rise_half:.2f} and {mild_fall:.2f} ± {mild_fall_half:.2f}; trained on gold itself it falls by "
-            "{gold_fall:.2f} ± {gold_fall_half:.2f}. People's perplexity rises by {strong_drift:.2f}, {mild_drift:.2f} "
-            "and, under gold, {gold_drift:.2f}; " + _LABORATORIES + "."
+            "{settings[reviews_hacking][rounds]}, the strong proxy rises by {rise:.2f} ± {rise_half:.2f} and gold "
+            "falls by {fall:.2f} ± {fall_half:.2f}, with people's perplexity {drift:.1f} ± {drift_half:.1f} above that "
+            "of the SFT "
+            "model; with the mild proxy gold falls by {mild_fall:.2f} ± {mild_fall_half:.2f}; " + _LABORATORIES + "."
         ),
-        holds=lambda n: _hacked(n, "strong") and _hacked(n, "mild"),
-        holds_if=lambda n: _hacked(n, "strong") or _hacked(n, "mild"),
+        holds=lambda n: all(is_more(n, name) for name in ("rise", "fall", "drift", "mild_fall")),
+        holds_if=lambda n: all(is_more(n, name) for name in ("rise", "fall", "drift")),
     ),
     Claim(
         id="rrhf-8",
@@ -129,12 +119,12 @@ CLAIMS = (
         evidence=("reviews_hacking",),
         numbers=_politeness,
         measured=(
-            "after round {settings[reviews_hacking][rounds]} with the strong proxy {after:.0%} of the sentences of the "
-            "stored texts are thanks, where the SFT model has {before:.0%} (more by {more:.2f} ± {more_half:.2f}, "
+            "after round {settings[reviews_hacking][rounds]} with the strong proxy the share of thanks among the "
+            "sentences of the stored texts is {more:.2f} ± {more_half:.2f} above the SFT model's, "
             + _LABORATORIES
-            + "); {malformed:.0%} of the reviews have a malformed sentence."
+            + "; {malformed:.0%} of the reviews have a malformed sentence."
         ),
-        holds=lambda n: is_more(n, "more") and n["after"] > 0.5 and n["malformed"] < 0.25,
+        holds=lambda n: is_more(n, "more") and n["malformed"] < 0.25,
         holds_if=lambda n: is_more(n, "more"),
     ),
     Claim(
