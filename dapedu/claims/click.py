@@ -74,8 +74,8 @@ CLAIMS = (
         remark=(
             "As history a slip: CLICK was accepted at ACL about when RRHF became public, and its loss is SLiC-HF's: "
             "sums in the place of RRHF's means, a margin, one partner for each good candidate, and a likelihood term "
-            "on people's texts in the place of the best candidate. The condition: what is added is dispensable, so "
-            "that the method works with RRHF's hinge, which has no margin."
+            "on people's texts in the place of the best candidate. The condition: the margin helps, but the "
+            "method works without it, with a hinge like RRHF's."
         ),
         evidence=_EVIDENCE,
         numbers=_without_margin,
@@ -93,8 +93,7 @@ CLAIMS = (
         remark=(
             "Rude words stand for toxicity, and the SFT model for the larger one that measures the perplexity "
             "of the samples. Toxicity in the paper is the share of contexts with a toxic reply among 25. Small is what "
-            "the paper calls so, a quarter more, with a fifth of the toxicity left. The condition: by the paper's kind "
-            "of perplexity, and not by that of people's texts."
+            "the paper calls so, a quarter more, with a fifth of the toxicity left."
         ),
         evidence=_EVIDENCE,
         numbers=_price,
