@@ -112,9 +112,9 @@ CLAIMS = (
         statement="Hacked answers are empty politeness, not wrong, and useless.",
         remark=(
             "That thanks are found is by construction: the proxy was built to like them. What is measured is what "
-            "becomes of the rest, and most of it becomes wrong. Empty politeness is what the mild proxy leads to. What "
-            "a reward model fitted to labels was hacked with in reviews_goodhart was another thing in each laboratory, "
-            "and no politeness."
+            "becomes of the rest, and most of it becomes wrong. The mild proxy leads to good reviews with needless "
+            "thanks. What a reward model fitted to labels was hacked with in reviews_goodhart was another thing in "
+            "each laboratory, and no politeness."
         ),
         evidence=("reviews_hacking",),
         numbers=_politeness,
