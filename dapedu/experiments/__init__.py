@@ -31,6 +31,8 @@ from dapedu.experiments import (
     reviews,
     reward_model,
     rlhf,
+    spin,
+    spin_exact,
     throughput,
     units,
 )
@@ -73,6 +75,8 @@ EXPERIMENTS: dict[str, Callable[..., dict[str, Any]]] = {
         hacking.reviews_hacking,
         hacking.reviews_teacher,
         click.reviews_click,
+        spin_exact.enumerable_spin,
+        spin.reviews_spin,
         cost.cost_memory,
         cost.cost_seconds,
         throughput.throughput,
