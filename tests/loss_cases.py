@@ -17,8 +17,12 @@ from dapedu.losses import (
     click_loss,
     dpo_loss,
     ipo_loss,
+    kto_loss,
+    orpo_loss,
     plackett_luce_loss,
+    robust_dpo_loss,
     rrhf_loss,
+    simpo_loss,
     slic_hf_loss,
     spin_loss,
 )
@@ -142,6 +146,56 @@ def click_slopes(policy_chosen_logps, policy_rejected_logps, target_mean_logps, 
     return {"policy_chosen_logps": -pull, "policy_rejected_logps": pull, "target_mean_logps": -1.0}
 
 
+def kto_value(policy_logps, reference_logps, is_desirable, beta, reference_point, undesirable_weight):
+    ratio = math.exp(policy_logps) / math.exp(reference_logps + reference_point)
+    likes = ratio**beta / (1 + ratio**beta)
+    return 1 - likes if is_desirable else undesirable_weight * likes
+
+
+def kto_slopes(policy_logps, reference_logps, is_desirable, beta, reference_point, undesirable_weight):
+    likes = 1 / (1 + math.exp(-beta * (policy_logps - reference_logps - reference_point)))
+    slope = beta * likes * (1 - likes) * (-1 if is_desirable else undesirable_weight)
+    return {"policy_logps": slope, "reference_logps": -slope}
+
+
+def orpo_value(policy_chosen_mean_logps, policy_rejected_mean_logps, contrast_weight):
+    chosen, rejected = math.exp(policy_chosen_mean_logps), math.exp(policy_rejected_mean_logps)
+    ratio = chosen * (1 - rejected) / (rejected * (1 - chosen))
+    return -math.log(chosen) + contrast_weight * math.log(1 + 1 / ratio)
+
+
+def orpo_slopes(policy_chosen_mean_logps, policy_rejected_mean_logps, contrast_weight):
+    chosen, rejected = math.exp(policy_chosen_mean_logps), math.exp(policy_rejected_mean_logps)
+    ratio = chosen * (1 - rejected) / (rejected * (1 - chosen))
+    pull = contrast_weight / (1 + ratio)
+    return {
+        "policy_chosen_mean_logps": -1 - pull / (1 - chosen),
+        "policy_rejected_mean_logps": pull / (1 - rejected),
+    }
+
+
+def simpo_value(policy_chosen_mean_logps, policy_rejected_mean_logps, beta, gamma):
+    ratio = math.exp(policy_chosen_mean_logps) / math.exp(policy_rejected_mean_logps)
+    return math.log(1 + math.exp(gamma) / ratio**beta)
+
+
+def simpo_slopes(policy_chosen_mean_logps, policy_rejected_mean_logps, beta, gamma):
+    pull = beta / (1 + math.exp(beta * (policy_chosen_mean_logps - policy_rejected_mean_logps) - gamma))
+    return {"policy_chosen_mean_logps": -pull, "policy_rejected_mean_logps": pull}
+
+
+def robust_dpo_value(*, flip, beta, **four):
+    """The unbiased estimate of the clean loss: what solves (1 − ε) L(pair) + ε L(turned pair) = DPO for both orders."""
+    kept, other = dpo_value(**four, beta=beta), dpo_value(**swap(four), beta=beta)
+    return kept + flip * (kept - other) / (1 - 2 * flip)
+
+
+def robust_dpo_slopes(*, flip, beta, **four):
+    own = dpo_slopes(**four, beta=beta)["policy_chosen_logps"]
+    # The turned pair's is −β − own by σ(−x) = 1 − σ(x), and h stands in it with the other sign.
+    return four_slopes(own - flip * beta / (1 - 2 * flip))
+
+
 REWARDS = ("chosen_rewards", "rejected_rewards")
 FOUR = (
     "policy_chosen_logps",
@@ -151,6 +205,8 @@ FOUR = (
 )
 SLIC = ("policy_chosen_logps", "policy_rejected_logps", "policy_target_logps")
 CLICK = ("policy_chosen_logps", "policy_rejected_logps", "target_mean_logps")
+MEANS = ("policy_chosen_mean_logps", "policy_rejected_mean_logps")
+KTO = {"beta": 0.4, "reference_point": 0.7, "undesirable_weight": 1.3}
 RRHF = ("candidate_logps", "candidate_lengths", "rewards")
 
 CASES = {
@@ -162,6 +218,10 @@ CASES = {
     "rrhf": Case(rrhf_loss, ("candidate_logps",), {"sft_weight": 0.7}, rrhf_value, rrhf_slopes),
     "click": Case(click_loss, CLICK, {"delta": 1.5, "contrast_weight": 0.6}, click_value, click_slopes),
     "spin": Case(spin_loss, FOUR, {"beta": 0.4}, dpo_value, dpo_slopes),
+    "kto": Case(kto_loss, ("policy_logps", "reference_logps"), KTO, kto_value, kto_slopes),
+    "orpo": Case(orpo_loss, MEANS, {"contrast_weight": 0.6}, orpo_value, orpo_slopes),
+    "simpo": Case(simpo_loss, MEANS, {"beta": 0.4, "gamma": 0.7}, simpo_value, simpo_slopes),
+    "robust_dpo": Case(robust_dpo_loss, FOUR, {"beta": 0.4, "flip": 0.2}, robust_dpo_value, robust_dpo_slopes),
 }
 each_loss = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -177,7 +237,12 @@ def draw(case: Case, n: int = 64, seed: int = 0, dtype: torch.dtype = torch.floa
         }
     if case.loss is plackett_luce_loss:
         return {"ranked_rewards": 3 * torch.randn(n, 4, generator=generator, dtype=dtype) - 4}
-    return {name: 3 * torch.randn(n, generator=generator, dtype=dtype) - 4 for name in case.floats}
+    batch = {name: 3 * torch.randn(n, generator=generator, dtype=dtype) - 4 for name in case.floats}
+    if case.floats == MEANS:  # of probabilities, which are below 1
+        batch = {name: -values.abs() - 1e-3 for name, values in batch.items()}
+    if case.loss is kto_loss:
+        batch["is_desirable"] = torch.rand(n, generator=generator) < 0.5
+    return batch
 
 
 def rows(tensors: dict[str, Tensor]) -> list[Row]:

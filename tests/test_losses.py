@@ -11,8 +11,12 @@ from dapedu.losses import (
     click_loss,
     dpo_loss,
     ipo_loss,
+    kto_loss,
+    orpo_loss,
     plackett_luce_loss,
+    robust_dpo_loss,
     rrhf_loss,
+    simpo_loss,
     slic_hf_loss,
     spin_loss,
 )
@@ -34,6 +38,7 @@ PAIR_WITH_REFERENCE = PAIR | {
     "reference_chosen_logps": -7.0,
     "reference_rejected_logps": -4.0,
 }  # h = 3 − 1 = 2
+GOOD = {"policy_logps": -4.0, "reference_logps": -7.0, "reference_point": 1.0, "beta": 0.5, "undesirable_weight": 2.0}
 CANDIDATES = {
     "candidate_logps": [-6.0, -2.0, -9.0],
     "candidate_lengths": [3, 2, 3],
@@ -72,6 +77,24 @@ HAND = {
     "click": (click_loss, PAIR | {"target_mean_logps": -2.5, "delta": 15.0, "contrast_weight": 0.2}, 5.7),
     # −log σ(.5 · 2) = log(1 + e⁻¹)
     "spin": (spin_loss, PAIR_WITH_REFERENCE | {"beta": 0.5}, 0.31326168751822),
+    # d = 3, z₀ = 1: 1 − σ(.5 · 2) = 1/(1 + e)
+    "kto, desirable": (kto_loss, GOOD | {"is_desirable": True}, 0.26894142136999),
+    # 2 · σ(1) = 2e/(1 + e)
+    "kto, undesirable": (kto_loss, GOOD | {"is_desirable": False}, 1.46211715726001),
+    # p = ½ and ¼: odds 1 and 1/3, their ratio 3: log 2 + .5 log(4/3)
+    "orpo": (
+        orpo_loss,
+        {"policy_chosen_mean_logps": -math.log(2), "policy_rejected_mean_logps": -math.log(4), "contrast_weight": 0.5},
+        0.83698821678584,
+    ),
+    # 2 · (−1 + 2) − 1 = 1: log(1 + e⁻¹)
+    "simpo": (
+        simpo_loss,
+        {"policy_chosen_mean_logps": -1.0, "policy_rejected_mean_logps": -2.0, "beta": 2.0, "gamma": 1.0},
+        0.31326168751822,
+    ),
+    # (.8 · log(1 + e⁻¹) − .2 · log(1 + e)) / .6
+    "robust_dpo": (robust_dpo_loss, PAIR_WITH_REFERENCE | {"beta": 0.5, "flip": 0.2}, -0.02007164581511),
 }
 
 
@@ -152,7 +175,7 @@ def test_an_empty_batch_has_no_losses(case):
 def test_a_strength_may_be_a_tensor(case, name):
     """Oracle: a float an example. `train_bandit` relies on this to train every strength at once."""
     batch = draw(case, n=5)
-    values = torch.tensor([0.1, 0.5, 1.0, 2.0, 5.0], dtype=torch.float64)
+    values = torch.tensor([0.1, 0.5, 1.0, 2.0, 5.0], dtype=torch.float64) / (12 if name == "flip" else 1)
     each = [
         case.loss(**{key: tensor[i : i + 1] for key, tensor in batch.items()}, **{**case.strengths, name: value})
         for i, value in enumerate(values.tolist())
@@ -191,6 +214,8 @@ def test_extreme_log_probabilities_stay_finite(case, dtype):
         batch["rewards"] = torch.arange(3).expand_as(corners)
     else:
         batch = {name: corners[:, i].clone().requires_grad_() for i, name in enumerate(names)}
+    if case.loss is kto_loss:
+        batch["is_desirable"] = corners[:, 2] > 0
     losses = case.loss(**batch, **case.strengths)
     losses.sum().backward()
     assert losses.isfinite().all()

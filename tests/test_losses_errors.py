@@ -8,6 +8,7 @@ import torch
 from dapedu.losses import (
     dpo_loss,
     plackett_luce_loss,
+    robust_dpo_loss,
     rrhf_loss,
 )
 from tests.loss_cases import (
@@ -101,7 +102,7 @@ def test_whole_numbers_for_log_probabilities_are_refused(case, name, dtype):
 
 STRENGTHS = [(case, name) for case in CASES.values() for name in case.strengths]
 POSITIVE = [(case, name) for case, name in STRENGTHS if name in {"beta", "tau"}]
-NOT_NEGATIVE = [pair for pair in STRENGTHS if pair not in POSITIVE]
+NOT_NEGATIVE = [(case, name) for case, name in STRENGTHS if name not in {"beta", "tau", "flip"}]
 
 
 @pytest.mark.parametrize(("case", "name"), POSITIVE, ids=argument_id)
@@ -137,6 +138,14 @@ def test_one_bad_entry_of_a_strength_tensor_is_enough(case, name):
     values[2] = -0.5
     with pytest.raises(ValueError, match=rf"^{case.loss.__name__}: {name} is tensor"):
         case.loss(**draw(case, n=4), **{**case.strengths, name: values})
+
+
+@pytest.mark.parametrize("flip", [-0.1, 0.5, 0.9, math.nan])
+def test_the_share_of_turned_labels_is_below_a_half(flip):
+    """Oracle: at ½ a label says nothing, and the correction divides by 0."""
+    with pytest.raises(ValueError, match="flip") as error:
+        robust_dpo_loss(**draw(CASES["robust_dpo"]), beta=0.4, flip=flip)
+    assert message_of(error) == f"robust_dpo_loss: flip is {flip}, expected from 0 to below 0.5"
 
 
 @pytest.mark.parametrize("length", [0, -3])

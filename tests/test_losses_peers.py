@@ -13,6 +13,7 @@ from dapedu.losses import (
     click_loss,
     dpo_loss,
     ipo_loss,
+    robust_dpo_loss,
     rrhf_loss,
     slic_hf_loss,
     spin_loss,
@@ -90,12 +91,6 @@ def conservative_dpo(epsilon: float, beta: float, **batch: Tensor) -> Tensor:
     return (1 - epsilon) * dpo_loss(**batch, beta=beta) + epsilon * dpo_loss(**swap(batch), beta=beta)
 
 
-def robust_dpo(epsilon: float, beta: float, **batch: Tensor) -> Tensor:
-    """Robust DPO (arXiv:2403.00409): the loss whose mean over flips is the clean one."""
-    kept, flipped = dpo_loss(**batch, beta=beta), dpo_loss(**swap(batch), beta=beta)
-    return ((1 - epsilon) * kept - epsilon * flipped) / (1 - 2 * epsilon)
-
-
 @pytest.mark.parametrize("epsilon", [0.1, 0.3])
 def test_label_smoothing_stops_at_a_finite_margin(epsilon):
     """Oracle: βh = logit(1 − ε), where the loss is the entropy of ε; larger on either side."""
@@ -113,8 +108,8 @@ def test_label_smoothing_stops_at_a_finite_margin(epsilon):
 def test_robust_dpo_is_unbiased_under_flips():
     """Oracle: (1 − ε) L_robust(pair) + ε L_robust(flipped pair) = L_dpo(pair)."""
     epsilon, batch = 0.2, draw(CASES["dpo"])
-    as_seen = (1 - epsilon) * robust_dpo(epsilon, 0.4, **batch)
-    as_flipped = epsilon * robust_dpo(epsilon, 0.4, **swap(batch))
+    as_seen = (1 - epsilon) * robust_dpo_loss(**batch, beta=0.4, flip=epsilon)
+    as_flipped = epsilon * robust_dpo_loss(**swap(batch), beta=0.4, flip=epsilon)
     torch.testing.assert_close(as_seen + as_flipped, dpo_loss(**batch, beta=0.4))
 
 
@@ -122,7 +117,7 @@ def test_robust_dpo_is_unbounded_below_on_a_pair_seen_one_way():
     """Oracle: → −ε βh/(1 − 2ε) for h → ∞, while DPO and cDPO stay above 0."""
     epsilon, beta = 0.2, 0.5
     arguments = margin_arguments(torch.tensor([1e3, 1e6], dtype=torch.float64))
-    values = robust_dpo(epsilon, beta, **arguments)
+    values = robust_dpo_loss(**arguments, beta=beta, flip=epsilon)
     torch.testing.assert_close(
         values, torch.tensor([-1e3, -1e6], dtype=torch.float64) * epsilon * beta / (1 - 2 * epsilon)
     )
@@ -261,6 +256,6 @@ def test_trl_hinge_is_slic_hf_of_the_log_ratios(trl):
     assert (TRL_BETA * without_reference - ours).abs().max() > 0.1
 
 
-def test_trl_robust_is_dpo_called_twice(trl):
+def test_trl_robust_is_robust_dpo(trl):
     """Oracle: TRL 1.16, loss_type "robust" (its "sigmoid" ignores label_smoothing, so cDPO has no peer)."""
-    assert_peers(trl, "robust", robust_dpo(TRL_EPSILON, TRL_BETA, **trl.score(sequence_logps)))
+    assert_peers(trl, "robust", robust_dpo_loss(**trl.score(sequence_logps), beta=TRL_BETA, flip=TRL_EPSILON))

@@ -72,6 +72,16 @@ def test_two_rounds_are_the_same_four_steps_taken_twice(model, tokenizer, method
     assert_same_weights(model, by_hand, atol=0)
 
 
+def test_a_reference_of_ones_own_is_that_of_every_round(model, tokenizer):
+    """Oracle: the log-ratios of the second round begin where the first has led, not at 0."""
+    options = {"method": "dpo", "rounds": 2, "settings": replace(SETTINGS, steps=6)}
+    fixed = go(copy.deepcopy(model), tokenizer, reference=model, **options)
+    moving = go(copy.deepcopy(model), tokenizer, **options)
+    assert fixed[0].log[0]["margin"] == moving[0].log[0]["margin"] == pytest.approx(0, abs=1e-5)
+    assert moving[1].log[0]["margin"] == pytest.approx(0, abs=1e-5)
+    assert abs(fixed[1].log[0]["margin"]) > 0.1
+
+
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(model, tokenizer, tmp_path):
     whole, settings = copy.deepcopy(model), replace(SETTINGS, checkpoint_every=2)
     expected = go(whole, tokenizer, rounds=3, settings=settings)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from dapedu import train
-from dapedu.models import load_model
+from dapedu.data import encode
+from dapedu.models import load_model, score
 from dapedu.train import (
     METHODS,
     DivergedError,
@@ -73,6 +74,27 @@ def test_dropout_stays_off(model, tokenizer):
         assert one | {"tokens_s": 0} == two | {"tokens_s": 0}
     for one, two in zip(wet.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=0)
+
+
+def test_another_reference_is_what_the_log_ratios_are_to_and_stays_as_it_is(model, tokenizer):
+    """Oracle: the first log-ratios are differences of two models' log-probabilities; without one they are 0."""
+    other = opinionated(vocab_size=9, seed=7)
+    before = copy.deepcopy(other)
+    records = RECORDS["preferences"][:8]
+    texts = [encode([r["prompt"] for r in records], [r[kind] for r in records], tokenizer) for kind in ("chosen", "rejected")]
+    chosen, rejected = (float((score(model, text) - score(other, text)).mean()) for text in texts)
+    options = {"records": records, "held_out": records, "batch_size": 8, "kl_samples": 64, "evaluate_every": 1}
+    row = go(copy.deepcopy(model), tokenizer, "dpo", reference=other, steps=1, lr=1e-12, **options)[0]
+    assert (row["chosen"], row["rejected"]) == pytest.approx((chosen, rejected), abs=1e-4)
+    assert row["kl"] > 0.01  # to the other one
+    own = go(copy.deepcopy(model), tokenizer, "dpo", steps=1, lr=1e-12, **options)[0]
+    assert own["kl"] == pytest.approx(0, abs=1e-6)
+    assert_same_weights(other, before, atol=0)
+    logs = [
+        go(copy.deepcopy(model), tokenizer, "dpo", reference=reference, steps=3, **options)
+        for reference in (None, model)
+    ]
+    assert [row["loss"] for row in logs[0]] == [row["loss"] for row in logs[1]]
 
 
 def test_metrics_of_the_caller_are_logged_where_it_is_evaluated(model, tokenizer, tmp_path):

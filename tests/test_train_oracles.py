@@ -10,7 +10,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dapedu.data import encode
-from dapedu.losses import click_loss, dpo_loss, ipo_loss, rrhf_loss, slic_hf_loss, spin_loss
+from dapedu.losses import (
+    click_loss,
+    dpo_loss,
+    ipo_loss,
+    kto_loss,
+    orpo_loss,
+    robust_dpo_loss,
+    rrhf_loss,
+    simpo_loss,
+    slic_hf_loss,
+    spin_loss,
+)
 from dapedu.models import add_lora, load_model, save_model, score
 from dapedu.sampling import sample
 from dapedu.train import (
@@ -56,6 +67,16 @@ def four(policy, reference) -> dict[str, Tensor]:
     }
 
 
+KTO = {"reference_point": 0.0, "beta": 0.3, "undesirable_weight": 1.5}
+
+
+def means(policy, lengths) -> dict[str, Tensor]:
+    return {
+        "policy_chosen_mean_logps": policy[0] / lengths[0],
+        "policy_rejected_mean_logps": policy[1] / lengths[1],
+    }
+
+
 # (sums under the policy, sums under the reference, lengths, rewards), each a list over columns → losses of the batch
 LOSSES = {
     # per token of all the data
@@ -87,6 +108,14 @@ LOSSES = {
         contrast_weight=0.4,
     ),
     "spin": lambda p, r, n, w: spin_loss(**four(p, r), beta=0.2),
+    "kto": lambda p, r, n, w: (
+        kto_loss(policy_logps=p[0], reference_logps=r[0], is_desirable=torch.ones(len(p[0])), **KTO)
+        + kto_loss(policy_logps=p[1], reference_logps=r[1], is_desirable=torch.zeros(len(p[0])), **KTO)
+    )
+    / 2,
+    "orpo": lambda p, r, n, w: orpo_loss(**means(p, n), contrast_weight=0.4),
+    "simpo": lambda p, r, n, w: simpo_loss(**means(p, n), beta=2.0, gamma=0.5),
+    "robust-dpo": lambda p, r, n, w: robust_dpo_loss(**four(p, r), beta=0.3, flip=0.2),
 }
 STRENGTHS = {
     "sft": {},
@@ -99,6 +128,10 @@ STRENGTHS = {
     "rrhf-sum": {"sft_weight": 2.0},
     "click": {"delta": 3.0, "contrast_weight": 0.4},
     "spin": {"beta": 0.2},
+    "kto": {"beta": 0.3, "undesirable_weight": 1.5},
+    "orpo": {"contrast_weight": 0.4},
+    "simpo": {"beta": 2.0, "gamma": 0.5},
+    "robust-dpo": {"beta": 0.3, "flip": 0.2},
 }
 
 

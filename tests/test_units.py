@@ -145,7 +145,7 @@ def test_units_of_other_code_are_no_use(calls, monkeypatch):
 
 def test_which_code_counts(tmp_path, monkeypatch):
     """Oracle: a package of empty files, one changed at a time."""
-    names = ["losses.py", "experiments/bandit.py", "train/loop.py", "cli/training.py", "explore/controls.py"]
+    names = ["losses/classic.py", "experiments/bandit.py", "train/loop.py", "cli/training.py", "explore/controls.py"]
     names += ["claims/dpo.py", "plots.py"]
     monkeypatch.setattr(units, "_PACKAGE", tmp_path)
 
@@ -161,7 +161,7 @@ def test_which_code_counts(tmp_path, monkeypatch):
         (tmp_path / name).write_text("1\n", encoding="utf8")
         if digest() != before:
             found.add(name)
-    assert found == {"losses.py", "experiments/bandit.py", "train/loop.py"}
+    assert found == {"losses/classic.py", "experiments/bandit.py", "train/loop.py"}
     package = Path(units.__file__).parents[1]
     assert all((package / name).exists() for name in units._SHOWS_ONLY)
 

@@ -32,11 +32,15 @@ if TYPE_CHECKING:
     from dapedu.models import ScalarHead
 
 _STRENGTHS = {
-    "beta": "β of dpo, λ of spin: the KL weight; a larger one keeps the policy nearer the reference",
+    "beta": "β of dpo, kto and robust-dpo, λ of spin: the KL weight; a larger one keeps the policy nearer the "
+    "reference; of simpo the scale of the reward",
     "tau": "τ of ipo: the KL weight; the margin's target is 1/(2τ)",
     "delta": "δ of slic-hf and click: the hinge's margin in nats",
     "sft_weight": "λ of slic-hf and rrhf: weight of the likelihood term",
-    "contrast_weight": "α of click: weight of the hinge",
+    "contrast_weight": "α of click: weight of the hinge; λ of orpo: weight of the odds ratio",
+    "undesirable_weight": "λ_U of kto: weight of a rejected completion; a chosen one weighs 1",
+    "gamma": "γ of simpo: the target of the reward's difference",
+    "flip": "ε of robust-dpo: the share of turned labels, below 0.5",
 }
 _SETTINGS = {
     "steps": "optimiser steps",

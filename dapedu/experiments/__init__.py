@@ -19,6 +19,7 @@ import torch
 from dapedu.experiments import (
     bandit,
     click,
+    comparison,
     cost,
     coverage,
     enumerable,
@@ -77,6 +78,8 @@ EXPERIMENTS: dict[str, Callable[..., dict[str, Any]]] = {
         click.reviews_click,
         spin_exact.enumerable_spin,
         spin.reviews_spin,
+        comparison.reviews_comparison,
+        comparison.reviews_comparison_seconds,
         cost.cost_memory,
         cost.cost_seconds,
         throughput.throughput,

@@ -382,15 +382,16 @@ def _with_targets(
     return [record | {"target": text} for record, text in zip(records, texts, strict=True) if text]
 
 
-def people_texts(prompts: Sequence[str], *, seed: int) -> list[str]:
+def people_texts(prompts: Sequence[str], *, seed: int, split: str = "train") -> list[str]:
     """A review by people for each prompt.
 
     Args:
-        prompts: of the training split.
+        prompts: of the split.
         seed: of the reviews.
+        split: "train", "validation" or "test".
 
     Returns:
         A text each.
     """
-    rng, known = random.Random(seed), {str(prompt): prompt for prompt in split_prompts("train")}
+    rng, known = random.Random(seed), {str(prompt): prompt for prompt in split_prompts(split)}
     return [write_review(known[prompt], rng) for prompt in prompts]

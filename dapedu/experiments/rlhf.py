@@ -262,36 +262,38 @@ def train_policy(
     return policy
 
 
-def reward_model(*, seed: int) -> dict[str, float]:
+def reward_model(*, seed: int, flip: float = 0.0) -> dict[str, float]:
     """Draw a laboratory's preferences, train its reward model on them, and keep both.
 
     Args:
         seed: of the laboratory.
+        flip: share of turned labels; the held-out pairs have none.
 
     Returns:
         Loss and accuracy on held-out pairs.
     """
     reference, tokenizer = load_model(scratch() / f"sft-{seed}")
-    records = reviews.preferences(reference, tokenizer, COMPLETIONS // 2, seed=seed)
-    save_records(pairs_file(seed), records)
+    records = reviews.preferences(reference, tokenizer, COMPLETIONS // 2, flip=flip, seed=seed)
+    save_records(pairs_file(seed, flip), records)
     held_out = reviews.preferences(reference, tokenizer, _HELD_OUT, split="validation", seed=seed)
     head = new_head(seed)
     settings = replace(REWARD_SETTINGS, seed=seed, evaluate_every=REWARD_SETTINGS.steps)
     log = train_reward(head, tokenizer, records, settings=settings, held_out=held_out, progress=False)
-    save_model(head, tokenizer, scratch() / f"reward-{seed}", card=f"The reward model of laboratory {seed}.\n")
+    save_model(head, tokenizer, _reward_folder(seed, flip), card=f"The reward model of laboratory {seed}.\n")
     return {name: round(log[-1][f"held_out_{name}"], 4) for name in ("loss", "accuracy")}
 
 
-def pairs_file(seed: int) -> Path:
+def pairs_file(seed: int, flip: float = 0.0) -> Path:
     """Where a laboratory's preferences are kept.
 
     Args:
         seed: of the laboratory, whose `reward_model` was run.
+        flip: share of turned labels.
 
     Returns:
         The file.
     """
-    return scratch() / f"pairs-{seed}.jsonl"
+    return scratch() / f"pairs-{seed}{_turned(flip)}.jsonl"
 
 
 def gold_reward(samples: Samples) -> Tensor:
@@ -306,16 +308,17 @@ def gold_reward(samples: Samples) -> Tensor:
     return SHARPNESS * reviews.gold_rewards(samples)
 
 
-def learned_reward(seed: int) -> Callable[[Samples], Tensor]:
+def learned_reward(seed: int, flip: float = 0.0) -> Callable[[Samples], Tensor]:
     """The reward of a laboratory's reward model.
 
     Args:
         seed: of the laboratory, whose `reward_model` was run.
+        flip: share of turned labels that it was fitted to.
 
     Returns:
         A function of samples.
     """
-    head, _ = load_head(scratch() / f"reward-{seed}")
+    head, _ = load_head(_reward_folder(seed, flip))
     return lambda samples: head_rewards(head, samples.sequences)
 
 
@@ -425,6 +428,14 @@ def prepare(seeds: Sequence[int]) -> list[dict[str, float]]:
         row | {f"reward model's {name}": value for name, value in more.items()}
         for row, more in zip(sft, rewards, strict=True)
     ]
+
+
+def _reward_folder(seed: int, flip: float) -> Path:
+    return scratch() / f"reward-{seed}{_turned(flip)}"
+
+
+def _turned(flip: float) -> str:
+    return f"-turned-{flip:g}" if flip else ""
 
 
 def _by_temperature(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import math
@@ -106,11 +107,12 @@ def train_preference(
     settings: Settings | None = None,
     held_out: Sequence[Record] = (),
     metrics: Mapping[str, Callable[[Any], float]] | None = None,
+    reference: PreTrainedModel | None = None,
     output: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> list[dict[str, float]]:
-    """Train a model by any method of the book; the model as it comes in is the reference.
+    """Train a model by any method of the book; the reference is the model as it comes in, unless another is given.
 
     Runs on CUDA, Apple's GPU or the CPU, whichever there is; in bfloat16 on CUDA, with weights in float32. The model
     comes back where it was. Started by `torchrun` or `accelerate launch`, several processes share each batch and take
@@ -126,6 +128,7 @@ def train_preference(
         settings: of the optimiser and of what is logged, evaluated and saved when.
         held_out: records of the same kind that are evaluated, never trained on.
         metrics: what else to log at each evaluation: names, and functions of the model.
+        reference: another model with the same tokens, which stays as it is.
         output: folder for log, checkpoints and model; None keeps nothing on disk.
         resume: go on from output's last checkpoint, if there is one; the run ends as if never interrupted.
         progress: show a bar.
@@ -162,6 +165,7 @@ def train_preference(
         settings=settings or Settings(),
         held_out=held_out,
         metrics=metrics or {},
+        reference=reference,
         output=output,
         resume=resume,
         progress=progress,
@@ -178,6 +182,7 @@ def train_by(
     settings: Settings,
     held_out: Sequence[Record],
     metrics: Mapping[str, Callable[[Any], float]],
+    reference: PreTrainedModel | None = None,
     output: str | Path | None,
     resume: bool,
     progress: bool,
@@ -186,7 +191,8 @@ def train_by(
 
     Args:
         name: of the method, as `method_of` takes it.
-        model, tokenizer, records, settings, held_out, metrics, output, resume, progress: as `train_preference`.
+        model, tokenizer, records, settings, held_out, metrics, reference, output, resume, progress: as
+            `train_preference`.
         strengths: all of the method's.
 
     Returns, Raises: as `train_preference`.
@@ -216,6 +222,8 @@ def train_by(
             # Not where the base is: the folders may have moved, and `start` knows its weights.
             "adapters": {key: value for key, value in (adapters or {}).items() if key != "base"} or None,
         }
+        if reference is not None:
+            asked["reference"] = fingerprint(reference)
         with process.main_process_first():  # the others find its folder, and that they were asked the same
             run = Run(output, asked=asked, resume=resume or not process.is_main_process)
     prompts: list[str] = []
@@ -234,6 +242,7 @@ def train_by(
             held_out=watched,
             prompts=prompts,
             metrics=metrics,
+            reference=reference,
             tokenizer=tokenizer,
             run=run,
             bar=tqdm(total=settings.steps, disable=not (progress and process.is_main_process), unit="step", desc=name),
@@ -257,6 +266,7 @@ def _train(
     held_out: Examples | None,
     prompts: Sequence[str],
     metrics: Mapping[str, Callable[[Any], float]],
+    reference: PreTrainedModel | None,
     tokenizer: PreTrainedTokenizerBase,
     run: Run | None,
     bar: tqdm,
@@ -270,12 +280,16 @@ def _train(
     # Computed once, before the first step: from here on nobody needs the reference itself, except to estimate a KL.
     at_once = math.ceil(settings.batch_size / settings.parts)
     score = partial(score_all, bare, bare.layout, processes, at_once)
-    reference_logps = score(training) if method.needs_reference else None
-    held_out_reference = score(held_out) if held_out and method.needs_reference else None
+    frozen = bare if reference is None else Scorer(copy.deepcopy(reference).to(device).float().eval())
+    score_frozen = partial(score_all, frozen, frozen.layout, processes, at_once)
+    reference_logps = score_frozen(training) if method.needs_reference else None
+    held_out_reference = score_frozen(held_out) if held_out and method.needs_reference else None
     kl = None
     if prompts and processes.leads and not isinstance(model, ScalarHead):
-        reference = reference_of(model, at_once=2 * at_once)
-        kl = partial(estimate_kl, model, reference, tokenizer, prompts, settings.seed, at_once=2 * at_once)
+        of_reference = reference_of(
+            model if reference is None else cast("PreTrainedModel", frozen.model), at_once=2 * at_once
+        )
+        kl = partial(estimate_kl, model, of_reference, tokenizer, prompts, settings.seed, at_once=2 * at_once)
 
     start = run.restore(model, optimizer) if run else 0
     batches = _batches(training, settings, skip=start)

@@ -13,8 +13,12 @@ from dapedu.losses import (
     click_loss,
     dpo_loss,
     ipo_loss,
+    kto_loss,
+    orpo_loss,
     plackett_luce_loss,
+    robust_dpo_loss,
     rrhf_loss,
+    simpo_loss,
     slic_hf_loss,
     spin_loss,
 )
@@ -112,6 +116,34 @@ def _rrhf_sum(scores: Scores, *, sft_weight: float) -> Tensor:
     return _rrhf(scores._replace(lengths=torch.ones_like(scores.lengths)), sft_weight=sft_weight)
 
 
+def _kto(scores: Scores, *, beta: float, undesirable_weight: float) -> Tensor:
+    """A pair as a desirable and an undesirable completion; the mean of their losses.
+
+    z₀ is 0. The authors estimate it from the log-ratios of a batch's completions under each other's prompts, cut off
+    at 0 from below: of completions that the policy did not write the mean log-ratio is as a rule negative.
+    """
+    assert scores.reference_logps is not None
+    losses = kto_loss(
+        policy_logps=scores.policy_logps,
+        reference_logps=scores.reference_logps,
+        is_desirable=torch.tensor([True, False], device=scores.policy_logps.device).expand_as(scores.policy_logps),
+        reference_point=0.0,
+        beta=beta,
+        undesirable_weight=undesirable_weight,
+    )
+    return losses.mean(dim=1)
+
+
+def _without_reference(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A loss of the two means a token."""
+
+    def of_scores(scores: Scores, **strengths: float) -> Tensor:
+        means = scores.policy_logps / scores.lengths
+        return loss(policy_chosen_mean_logps=means[:, 0], policy_rejected_mean_logps=means[:, 1], **strengths)
+
+    return of_scores
+
+
 def _bradley_terry(scores: Scores) -> Tensor:
     return bradley_terry_loss(chosen_rewards=scores.policy_logps[:, 0], rejected_rewards=scores.policy_logps[:, 1])
 
@@ -175,6 +207,34 @@ METHODS = {
         "preferences",
         True,
         "DPO's loss with a human completion as chosen, an own one as rejected",
+    ),
+    "kto": Method(
+        _kto,
+        {"beta": 0.1, "undesirable_weight": 1.0},
+        "preferences",
+        True,
+        "every completion by itself, called good or bad, against the reference",
+    ),
+    "orpo": Method(
+        _without_reference(orpo_loss),
+        {"contrast_weight": 0.1},
+        "preferences",
+        False,
+        "likelihood of the chosen plus the log of an odds ratio",
+    ),
+    "simpo": Method(
+        _without_reference(simpo_loss),
+        {"beta": 2.0, "gamma": 1.0},
+        "preferences",
+        False,
+        "logistic loss on mean log-probabilities, less a target",
+    ),
+    "robust-dpo": Method(
+        _against_reference(robust_dpo_loss),
+        {"beta": 0.1, "flip": 0.1},
+        "preferences",
+        True,
+        "DPO corrected for a known share of turned labels",
     ),
 }
 

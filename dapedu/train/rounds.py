@@ -52,6 +52,7 @@ def train_in_rounds(
     rounds: int = 1,
     candidates: int = 4,
     rank: Callable[[Samples, Tensor], list[Record]] | None = None,
+    reference: PreTrainedModel | None = None,
     max_new_tokens: int = 64,
     temperature: float = 1.0,
     top_k: int = 0,
@@ -63,7 +64,7 @@ def train_in_rounds(
     """Let a model write candidates, have them judged, train it on the ranking; each round by the model of the last.
 
     Args:
-        model: trained in place. A method with a reference has the model that begins the round.
+        model: trained in place.
         tokenizer: the model's.
         prompts: divided evenly among the rounds, in their order.
         reward: from samples to one number each; larger is better.
@@ -74,6 +75,7 @@ def train_in_rounds(
         candidates: completions a prompt, at least 2.
         rank: what a method learns from, of samples and their rewards, (prompts, candidates); by default `best_of`,
             `best_and_worst` or `ranked`, whichever has the records that the method needs.
+        reference: of a method that has one: the same in every round; by default the model that begins the round.
         max_new_tokens, temperature, top_k: of the sampling, as `dapedu.sampling.sample`.
         after: called with each round when it is over, while the model is what the round has made of it.
         output: folder for one of `train_preference` a round, `round-1` and so on; None keeps nothing on disk.
@@ -89,7 +91,8 @@ def train_in_rounds(
             number a sample, no record is left to learn from; as `dapedu.sampling.sample` and `train_preference`.
         RunError, DivergedError, KeyboardInterrupt: as `train_preference`.
 
-    Source: arXiv:2304.05302, §3, for one round and several.
+    Source: arXiv:2304.05302, §3, for one round and several; arXiv:2402.04792, Algorithm 1, for DPO in many with one
+    reference.
     """
     from tqdm.auto import tqdm
 
@@ -120,6 +123,7 @@ def train_in_rounds(
             method=method,
             strengths=strengths,
             settings=replace(settings, seed=seed),
+            reference=reference,
             output=None if output is None else Path(output) / f"round-{number + 1}",
             resume=resume,
             progress=False,

@@ -1,16 +1,16 @@
-"""Every loss of the book, in the book's order: pure functions of log-probabilities, one value per example.
-
-All arguments are keyword-only, because tensors of one type must not be swappable. Log-probabilities are
-sums over the completion's tokens in nats, unless a name says `mean`. Nothing is averaged, logged or
-configured here; hyperparameters have no defaults, they belong to the method that calls. A hyperparameter is
-a number, or a tensor that broadcasts over the examples.
-"""
+"""The losses that the source surveys, and those of a reward model."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Strength = float | Tensor
+from dapedu.losses.guards import (
+    Strength,
+    log_ratio_margin,
+    require_not_negative,
+    require_positive,
+    require_same_shape,
+)
 
 
 def bradley_terry_loss(*, chosen_rewards: Tensor, rejected_rewards: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def bradley_terry_loss(*, chosen_rewards: Tensor, rejected_rewards: Tensor) -> T
 
     Source: arXiv:2305.18290, Eq. 2. Book: eq-bradley-terry-loss.
     """
-    _require_same_shape("bradley_terry_loss", chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards)
+    require_same_shape("bradley_terry_loss", chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards)
     return -F.logsigmoid(chosen_rewards - rejected_rewards)
 
 
@@ -58,7 +58,7 @@ def plackett_luce_loss(*, ranked_rewards: Tensor) -> Tensor:
 
     Source: arXiv:2305.18290, appendix A.3, for rewards; Plackett (1975). Book: eq-plackett-luce-loss.
     """
-    _require_same_shape("plackett_luce_loss", ranked_rewards=ranked_rewards)
+    require_same_shape("plackett_luce_loss", ranked_rewards=ranked_rewards)
     if ranked_rewards.ndim != 2 or ranked_rewards.shape[1] < 2:
         raise ValueError(
             f"plackett_luce_loss: ranked_rewards has shape {tuple(ranked_rewards.shape)}, expected (rankings, k), k ≥ 2"
@@ -97,13 +97,13 @@ def slic_hf_loss(
 
     Source: arXiv:2305.10425, Eq. 4. Book: eq-slic-hf-loss.
     """
-    _require_same_shape(
+    require_same_shape(
         "slic_hf_loss",
         policy_chosen_logps=policy_chosen_logps,
         policy_rejected_logps=policy_rejected_logps,
         policy_target_logps=policy_target_logps,
     )
-    _require_not_negative("slic_hf_loss", delta=delta, sft_weight=sft_weight)
+    require_not_negative("slic_hf_loss", delta=delta, sft_weight=sft_weight)
     rank = F.relu(delta - policy_chosen_logps + policy_rejected_logps)
     return rank - sft_weight * policy_target_logps
 
@@ -140,8 +140,8 @@ def dpo_loss(
 
     Source: arXiv:2305.18290, Eq. 7. Book: eq-dpo-loss.
     """
-    _require_positive("dpo_loss", beta=beta)
-    margin = _log_ratio_margin(
+    require_positive("dpo_loss", beta=beta)
+    margin = log_ratio_margin(
         "dpo_loss",
         policy_chosen_logps=policy_chosen_logps,
         policy_rejected_logps=policy_rejected_logps,
@@ -185,8 +185,8 @@ def ipo_loss(
 
     Source: arXiv:2310.12036, Eq. 17. Book: eq-ipo-loss.
     """
-    _require_positive("ipo_loss", tau=tau)
-    margin = _log_ratio_margin(
+    require_positive("ipo_loss", tau=tau)
+    margin = log_ratio_margin(
         "ipo_loss",
         policy_chosen_logps=policy_chosen_logps,
         policy_rejected_logps=policy_rejected_logps,
@@ -222,7 +222,7 @@ def rrhf_loss(*, candidate_logps: Tensor, candidate_lengths: Tensor, rewards: Te
 
     Source: arXiv:2304.05302, Eqs. 1–4 of §3.1. Book: eq-rrhf-loss.
     """
-    _require_same_shape(
+    require_same_shape(
         "rrhf_loss",
         candidate_logps=candidate_logps,
         candidate_lengths=candidate_lengths,
@@ -231,8 +231,8 @@ def rrhf_loss(*, candidate_logps: Tensor, candidate_lengths: Tensor, rewards: Te
     )
     if candidate_logps.ndim != 2:
         raise ValueError(f"rrhf_loss: candidate_logps has shape {tuple(candidate_logps.shape)}, expected (prompts, k)")
-    _require_positive("rrhf_loss", candidate_lengths=candidate_lengths)
-    _require_not_negative("rrhf_loss", sft_weight=sft_weight)
+    require_positive("rrhf_loss", candidate_lengths=candidate_lengths)
+    require_not_negative("rrhf_loss", sft_weight=sft_weight)
     scores = candidate_logps / candidate_lengths
     is_worse = rewards[:, :, None] < rewards[:, None, :]  # (prompts, i, j): r_i < r_j
     violation = F.relu(scores[:, :, None] - scores[:, None, :])
@@ -274,13 +274,13 @@ def click_loss(
 
     Source: arXiv:2306.03350, §3. Book: eq-click-loss.
     """
-    _require_same_shape(
+    require_same_shape(
         "click_loss",
         policy_chosen_logps=policy_chosen_logps,
         policy_rejected_logps=policy_rejected_logps,
         target_mean_logps=target_mean_logps,
     )
-    _require_not_negative("click_loss", delta=delta, contrast_weight=contrast_weight)
+    require_not_negative("click_loss", delta=delta, contrast_weight=contrast_weight)
     contrast = F.relu(delta + policy_rejected_logps - policy_chosen_logps)
     return -target_mean_logps + contrast_weight * contrast
 
@@ -314,10 +314,10 @@ def spin_loss(
         TypeError: a log-probability is not a tensor of floats, or a hyperparameter not a number.
         ValueError: shapes differ, or beta is not positive.
 
-    Source: arXiv:2401.01335, Eq. 4.7 with the logistic loss.
+    Source: arXiv:2401.01335, Eq. 4.7 with the logistic loss. Book: eq-spin-loss.
     """
-    _require_positive("spin_loss", beta=beta)
-    margin = _log_ratio_margin(
+    require_positive("spin_loss", beta=beta)
+    margin = log_ratio_margin(
         "spin_loss",
         policy_chosen_logps=policy_chosen_logps,
         policy_rejected_logps=policy_rejected_logps,
@@ -325,54 +325,3 @@ def spin_loss(
         reference_rejected_logps=reference_rejected_logps,
     )
     return -F.logsigmoid(beta * margin)
-
-
-def _log_ratio_margin(
-    function: str,
-    *,
-    policy_chosen_logps: Tensor,
-    policy_rejected_logps: Tensor,
-    reference_chosen_logps: Tensor,
-    reference_rejected_logps: Tensor,
-) -> Tensor:
-    """h = (log π − log π_ref)(y_w) − (log π − log π_ref)(y_l) in nats, without β."""
-    _require_same_shape(
-        function,
-        policy_chosen_logps=policy_chosen_logps,
-        policy_rejected_logps=policy_rejected_logps,
-        reference_chosen_logps=reference_chosen_logps,
-        reference_rejected_logps=reference_rejected_logps,
-    )
-    return (policy_chosen_logps - reference_chosen_logps) - (policy_rejected_logps - reference_rejected_logps)
-
-
-def _require_same_shape(function: str, floating: set[str] | None = None, **tensors: Tensor) -> None:
-    """The one guard of all losses; `floating` names the arguments that must be floats (default: all)."""
-    expected = None
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{function}: {name} is a {type(tensor).__name__}, expected a torch.Tensor")
-        if (floating is None or name in floating) and not tensor.is_floating_point():
-            raise TypeError(f"{function}: {name} has dtype {tensor.dtype}, expected floats")
-        expected = tensor.shape if expected is None else expected
-        if tensor.shape != expected:
-            raise ValueError(f"{function}: {name} has shape {tuple(tensor.shape)}, expected {tuple(expected)}")
-
-
-def _require_positive(function: str, **values: Strength) -> None:
-    for name, value in values.items():
-        _require_number(function, name, value)
-        if not torch.as_tensor(value > 0).all():
-            raise ValueError(f"{function}: {name} is {value}, expected > 0")
-
-
-def _require_not_negative(function: str, **values: Strength) -> None:
-    for name, value in values.items():
-        _require_number(function, name, value)
-        if not torch.as_tensor(value >= 0).all():
-            raise ValueError(f"{function}: {name} is {value}, expected ≥ 0")
-
-
-def _require_number(function: str, name: str, value: Strength) -> None:
-    if not isinstance(value, int | float | Tensor):
-        raise TypeError(f"{function}: {name} is {value!r}, expected a number or a torch.Tensor")
