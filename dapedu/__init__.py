@@ -3,4 +3,4 @@
 Import the module you need (`from dapedu import losses`); importing the package alone loads nothing heavy.
 """
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"

@@ -443,7 +443,7 @@ def test_results_are_listed_and_a_dry_run_runs_nothing(capsys, monkeypatch, tmp_
     monkeypatch.setattr(units, "RESULTS", tmp_path)
     assert main(["reproduce", "--list"]) == 0
     listed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in listed] == list(experiments.EXPERIMENTS)
+    assert [line.split()[0] for line in listed] == [*experiments.EXPERIMENTS, "all"]
     assert all("not run" in line for line in listed)
     for name in experiments.EXPERIMENTS:
         monkeypatch.setitem(experiments.EXPERIMENTS, name, lambda: 1 / 0)
@@ -451,8 +451,21 @@ def test_results_are_listed_and_a_dry_run_runs_nothing(capsys, monkeypatch, tmp_
     n = len(experiments.EXPERIMENTS)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"[1/{n}] bandit_figures, not run before"
-    assert len(lines) == n
+    assert len(lines) == n + 1
+    assert lines[-1] == "together not run"
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [([40, 59.4], "99 s"), ([40, 60], "2 min"), ([10_000, 800], "3.0 h"), ([], "not run")]
+)
+def test_how_long_all_results_took(capsys, monkeypatch, tmp_path, seconds, expected):
+    """Oracle: their sum by hand; what was never run adds nothing."""
+    monkeypatch.setattr(experiments, "RESULTS", tmp_path)
+    for name, value in zip(("closed_forms", "noise_map"), seconds, strict=False):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"seconds": value}), encoding="utf8")
+    main(["reproduce", "--list"])
+    assert f"{expected}  {len(experiments.EXPERIMENTS)} results" in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_a_result_is_reproduced_and_compared(capsys, monkeypatch, tmp_path):

@@ -95,7 +95,7 @@ def test_a_result_is_stored_where_there_is_no_git(monkeypatch, tmp_path):
 def test_the_command_lists_and_explains(capsys):
     assert main(["reproduce", "--list"]) == 0
     listed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in listed] == list(experiments.EXPERIMENTS)
+    assert [line.split()[0] for line in listed] == [*experiments.EXPERIMENTS, "all"]
     assert main(["claims", "ipo-2"]) == 0
     assert "does not hold here" in capsys.readouterr().out
 

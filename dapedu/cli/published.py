@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from typing import Any
 
 from dapedu.cli.inputs import refuse
+
+_VERDICTS = ("holds", "conditional", "fails", "untested")  # `dapedu.claims.Verdict`, without waiting for its import
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -49,9 +52,10 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     claims = commands.add_parser(
         "claims",
         help="judge the registered claims by the stored results",
-        description="Show claims of the papers with what was measured and the verdict that follows.",
+        description="Show claims of the source and the papers with what was measured and the verdict that follows.",
     )
     claims.add_argument("ids", nargs="*", metavar="ID", help="which claims (default: all)")
+    claims.add_argument("--verdict", choices=_VERDICTS, help="only those with this verdict")
     claims.set_defaults(run=_claims, parser=claims)
 
 
@@ -90,6 +94,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     if options.list:
         for name, function in experiments.EXPERIMENTS.items():
             print(f"{name:26} {_time_taken(name):>8}  {(function.__doc__ or '').splitlines()[0]}")
+        print(f"{'all':26} {_time_taken(*experiments.EXPERIMENTS):>8}  {len(experiments.EXPERIMENTS)} results")
         return 0
     if options.all == bool(options.names):
         refuse(options, "name results, or say --all; `dapedu reproduce --list` shows them")
@@ -107,7 +112,9 @@ def _reproduce(options: argparse.Namespace) -> int:
             now = _results(name)
             same = "" if before is None else ", as before" if now == before else ", not as before: see git diff"
             print(f"        wrote {path}{same}")
-    if not options.dry_run:
+    if options.dry_run:
+        print(f"together {_time_taken(*names)}")
+    else:
         units.clear_scratch()
     return 0
 
@@ -122,13 +129,19 @@ def _results(name: str) -> Any:
         return None
 
 
-def _time_taken(name: str) -> str:
+def _time_taken(*names: str) -> str:
+    """How long these results took, together, as far as they are stored."""
     from dapedu import experiments
 
-    try:
-        seconds = experiments.load(name)["seconds"]
-    except FileNotFoundError:
+    stored = []
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            stored.append(experiments.load(name)["seconds"])
+    if not stored:
         return "not run"
+    seconds = sum(stored)
+    if seconds >= 3 * 3600:
+        return f"{seconds / 3600:.1f} h"
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
@@ -139,7 +152,8 @@ def _claims(options: argparse.Namespace) -> int:
         if name not in claims.CLAIMS:
             refuse(options, f"no claim {name!r}; there are {', '.join(claims.CLAIMS)}")
     try:
-        print(claims.select(*options.ids))
+        asked = claims.select(*options.ids)
+        print(asked if options.verdict is None else asked.having(claims.Verdict[options.verdict.upper()]))
     except FileNotFoundError as missing:  # it says which command makes the evidence
         refuse(options, missing)
     return 0
