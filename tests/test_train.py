@@ -81,7 +81,8 @@ def test_another_reference_is_what_the_log_ratios_are_to_and_stays_as_it_is(mode
     other = opinionated(vocab_size=9, seed=7)
     before = copy.deepcopy(other)
     records = RECORDS["preferences"][:8]
-    texts = [encode([r["prompt"] for r in records], [r[kind] for r in records], tokenizer) for kind in ("chosen", "rejected")]
+    asked = [record["prompt"] for record in records]
+    texts = [encode(asked, [record[kind] for record in records], tokenizer) for kind in ("chosen", "rejected")]
     chosen, rejected = (float((score(model, text) - score(other, text)).mean()) for text in texts)
     options = {"records": records, "held_out": records, "batch_size": 8, "kl_samples": 64, "evaluate_every": 1}
     row = go(copy.deepcopy(model), tokenizer, "dpo", reference=other, steps=1, lr=1e-12, **options)[0]

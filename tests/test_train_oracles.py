@@ -109,10 +109,12 @@ LOSSES = {
     ),
     "spin": lambda p, r, n, w: spin_loss(**four(p, r), beta=0.2),
     "kto": lambda p, r, n, w: (
-        kto_loss(policy_logps=p[0], reference_logps=r[0], is_desirable=torch.ones(len(p[0])), **KTO)
-        + kto_loss(policy_logps=p[1], reference_logps=r[1], is_desirable=torch.zeros(len(p[0])), **KTO)
-    )
-    / 2,
+        (
+            kto_loss(policy_logps=p[0], reference_logps=r[0], is_desirable=torch.ones(len(p[0])), **KTO)
+            + kto_loss(policy_logps=p[1], reference_logps=r[1], is_desirable=torch.zeros(len(p[0])), **KTO)
+        )
+        / 2
+    ),
     "orpo": lambda p, r, n, w: orpo_loss(**means(p, n), contrast_weight=0.4),
     "simpo": lambda p, r, n, w: simpo_loss(**means(p, n), beta=2.0, gamma=0.5),
     "robust-dpo": lambda p, r, n, w: robust_dpo_loss(**four(p, r), beta=0.3, flip=0.2),

@@ -12,9 +12,9 @@ from torch import Tensor
 from dapedu import reviews
 from dapedu.data import Record, encode
 from dapedu.evaluate import measure_policy, perplexity
+from dapedu.experiments.laboratories import prepare
 from dapedu.experiments.ranking import people_texts
 from dapedu.experiments.reviews import SEEDS, by_metric
-from dapedu.experiments.rlhf import prepare
 from dapedu.experiments.units import run_units, scratch
 from dapedu.models import load_model, score
 from dapedu.sampling import Samples

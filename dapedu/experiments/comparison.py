@@ -19,9 +19,7 @@ from torch import Tensor
 from dapedu import reviews
 from dapedu.data import Record, load_preferences
 from dapedu.evaluate import distinct_n, win_rate
-from dapedu.experiments.ranking import people_texts
-from dapedu.experiments.reviews import SEEDS, by_metric, metrics_of
-from dapedu.experiments.rlhf import (
+from dapedu.experiments.laboratories import (
     draw_settings,
     learned_reward,
     measured,
@@ -30,6 +28,8 @@ from dapedu.experiments.rlhf import (
     prepare,
     reward_model,
 )
+from dapedu.experiments.ranking import people_texts
+from dapedu.experiments.reviews import SEEDS, by_metric, metrics_of
 from dapedu.experiments.spin import self_play
 from dapedu.experiments.units import run_units, scratch
 from dapedu.models import load_model
@@ -47,7 +47,6 @@ _ITERATIONS = 4  # of SPIN
 _CORPUS = 8_000  # people's reviews that a laboratory has
 _TUNED_ON = 5  # a laboratory that no result is reported from
 _BETA = 0.5  # of the objective by which settings are chosen
-_RUN = 1_000  # between the seeds of two runs on one laboratory
 
 _LR = {"lr": (3e-5, 2e-3)}
 _KL = _LR | {"beta": (0.1, 2.0)}
@@ -84,7 +83,6 @@ JUDGED = (*_ROUNDS, "RLOO", "PPO")  # what samples, and asks the reward model
 def reviews_comparison(
     *,
     seeds: Sequence[int] = SEEDS,
-    runs: int = 2,
     trials: int = 8,
     methods: Sequence[str] = tuple(SPACES),
     flip: float = 0.2,
@@ -97,10 +95,9 @@ def reviews_comparison(
     run_units(reward_model, [{"seed": seed, "flip": flip} for seed in seeds])
     tuning = {method: _tried(method, trials) for method in methods}
     best = {method: max(rows, key=lambda row: row["objective"])["settings"] for method, rows in tuning.items()}
-    places = [{"laboratory": seed, "run": run} for run in range(runs) for seed in seeds]
     entered: dict[str, dict[str, Any]] = {"people": {}, "SFT": {}} | best
     found = {
-        method: run_units(entry_unit, [{"method": method, "settings": settings, **place} for place in places])
+        method: run_units(entry_unit, [{"method": method, "settings": settings, "laboratory": seed} for seed in seeds])
         for method, settings in entered.items()
     }
     noisy = {
@@ -161,7 +158,7 @@ def trial_unit(*, method: str, settings: Mapping[str, Any]) -> dict[str, float]:
         settings: drawn from there.
 
     Returns:
-        As `rlhf.measured`, on validation prompts, and the `objective` at β = .5.
+        As `laboratories.measured`, on validation prompts, and the `objective` at β = .5.
     """
     return _measured_after(method, settings, _TUNED_ON, split="validation")
 
@@ -182,35 +179,33 @@ def noisy_unit(*, method: str, settings: Mapping[str, Any], laboratory: int, fli
     return _measured_after(method, {**settings, **told}, laboratory, flip=flip)
 
 
-def entry_unit(*, method: str, settings: Mapping[str, Any], laboratory: int, run: int) -> dict[str, Any]:
+def entry_unit(*, method: str, settings: Mapping[str, Any], laboratory: int) -> dict[str, Any]:
     """An entry of the comparison, measured in full.
 
     Args:
         method: a key of `SPACES`, "SFT" or "people".
         settings: the method's.
-        laboratory: whose SFT model, pairs and reward model.
-        run: number of the training run on that laboratory.
+        laboratory: whose SFT model, pairs and reward model; also the seed of the run.
 
     Returns:
         `metrics`; `gold`, the reward of one completion for each of 1,024 test prompts, the same for every method of the
-        laboratory and run; `texts`, of three prompts.
+        laboratory; `texts`, of three prompts.
     """
-    seed = laboratory + _RUN * run
     reference, tokenizer = load_model(scratch() / f"sft-{laboratory}")
-    asked = reviews.draw_prompts(1_024, split="test", seed=seed)
+    asked = reviews.draw_prompts(1_024, split="test", seed=laboratory)
     shown = reviews.prompts("test")[:3]
     if method == "people":
-        written = people_texts([*asked, *shown], seed=seed, split="test")
+        written = people_texts([*asked, *shown], seed=laboratory, split="test")
         gold = [reviews.gold_reward(*row) for row in zip(asked, written, strict=False)]
         return {"metrics": _of_texts(gold, written[: len(asked)]), "gold": gold, "texts": written[len(asked) :]}
-    policy = train_compared(method, settings, laboratory=laboratory, seed=seed)
+    policy = train_compared(method, settings, laboratory=laboratory, seed=laboratory)
     # Each with a seed of its own: policies that are nearly the same would draw the same texts, and tie.
     place = (*SPACES, "SFT").index(method)
-    samples = sample(policy, tokenizer, asked, seed=seed + 100_000 * (place + 1))
+    samples = sample(policy, tokenizer, asked, seed=laboratory + 100_000 * (place + 1))
     return {
-        "metrics": metrics_of(policy, tokenizer, reference, seed=seed),
+        "metrics": metrics_of(policy, tokenizer, reference, seed=laboratory),
         "gold": [round(value, 4) for value in reviews.gold_rewards(samples).tolist()],
-        "texts": list(sample(policy, tokenizer, shown, seed=seed).completions),
+        "texts": list(sample(policy, tokenizer, shown, seed=laboratory).completions),
     }
 
 
@@ -345,7 +340,7 @@ def _measured_after(
 
 
 def _duels(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Win rate of one method against another in each laboratory and run, ties half."""
+    """Win rate of one method against another in each laboratory, ties half."""
     golds = [[torch.tensor(row["gold"], dtype=torch.float64) for row in pair] for pair in zip(one, other, strict=True)]
     return [round(float(win_rate(*pair).mean()), 4) for pair in golds]
 

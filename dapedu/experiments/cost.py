@@ -12,15 +12,9 @@ from typing import Any
 import torch
 
 from dapedu import reviews
+from dapedu.experiments.laboratories import COMPLETIONS, gold_reward, learned_reward, prepare, reward_model
 from dapedu.experiments.reviews import SEEDS
-from dapedu.experiments.rlhf import (
-    COMPLETIONS,
-    gold_reward,
-    learned_reward,
-    prepare,
-    reward_model,
-    tuned_settings,
-)
+from dapedu.experiments.rlhf import tuned_settings
 from dapedu.experiments.units import run_units, scratch
 from dapedu.models import ScalarHead, head_rewards, load_model
 from dapedu.ppo import PPOSettings, RLOOSettings, train_ppo, train_rloo

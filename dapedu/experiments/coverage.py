@@ -9,16 +9,9 @@ import torch
 
 from dapedu import reviews
 from dapedu.data import Record
+from dapedu.experiments.laboratories import COMPLETIONS, learned_reward, measured, objective_of, prepare
 from dapedu.experiments.reviews import SEEDS, by_metric
-from dapedu.experiments.rlhf import (
-    COMPLETIONS,
-    learned_reward,
-    measured,
-    objective_of,
-    prepare,
-    train_policy,
-    tuned_settings,
-)
+from dapedu.experiments.rlhf import train_policy, tuned_settings
 from dapedu.experiments.units import run_units, scratch
 from dapedu.models import load_model
 from dapedu.sampling import sample

@@ -12,8 +12,9 @@ from torch import Tensor
 from dapedu import reviews
 from dapedu.data import encode
 from dapedu.evaluate import distinct_n, measure_policy, perplexity
+from dapedu.experiments.laboratories import measured, prepare
 from dapedu.experiments.reviews import SEEDS, by_metric
-from dapedu.experiments.rlhf import measured, prepare, train_policy, tuned_settings
+from dapedu.experiments.rlhf import train_policy, tuned_settings
 from dapedu.experiments.units import run_units, scratch
 from dapedu.models import load_model
 from dapedu.sampling import Samples, sample

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import nn
 
+from dapedu.experiments.laboratories import measured, objective_of, prepare
 from dapedu.experiments.reviews import SEEDS, by_metric
-from dapedu.experiments.rlhf import measured, objective_of, prepare, train_policy, tuned_settings
+from dapedu.experiments.rlhf import train_policy, tuned_settings
 from dapedu.experiments.units import run_units, scratch
 from dapedu.models import ScalarHead, load_head, load_model
 

@@ -16,8 +16,7 @@ from torch import Tensor
 from dapedu import reviews
 from dapedu.data import Record, encode, load_preferences
 from dapedu.evaluate import win_rate
-from dapedu.experiments.reviews import SEEDS, by_metric, metrics_of
-from dapedu.experiments.rlhf import (
+from dapedu.experiments.laboratories import (
     COMPLETIONS,
     draw_settings,
     learned_reward,
@@ -25,9 +24,9 @@ from dapedu.experiments.rlhf import (
     objective_of,
     pairs_file,
     prepare,
-    train_policy,
-    tuned_settings,
 )
+from dapedu.experiments.reviews import SEEDS, by_metric, metrics_of
+from dapedu.experiments.rlhf import train_policy, tuned_settings
 from dapedu.experiments.units import run_units, scratch
 from dapedu.models import load_model
 from dapedu.reviews.grammar import split_prompts, write_review
@@ -192,7 +191,7 @@ def brief_unit(*, seed: int, method: str, settings: Mapping[str, Any], split: st
         split: of the prompts.
 
     Returns:
-        As `rlhf.measured`, and the `objective` at β = .5.
+        As `laboratories.measured`, and the `objective` at β = .5.
     """
     reference, tokenizer = load_model(scratch() / f"sft-{seed}")
     policy = train_ranking(seed=seed, method=method, settings=settings)

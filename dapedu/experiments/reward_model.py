@@ -15,8 +15,7 @@ from dapedu.data import encode
 from dapedu.enumerable import completion_rewards, minimise, rlhf_optima, sample_pairs
 from dapedu.evaluate import calibration
 from dapedu.experiments.enumerable import SHAPE, by_seed, point_of, rounded, start_of
-from dapedu.experiments.reviews import SEEDS, by_metric, laboratory
-from dapedu.experiments.rlhf import (
+from dapedu.experiments.laboratories import (
     COMPLETIONS,
     SHARPNESS,
     gold_reward,
@@ -25,9 +24,9 @@ from dapedu.experiments.rlhf import (
     new_head,
     objective_of,
     prepare,
-    train_policy,
-    tuned_settings,
 )
+from dapedu.experiments.reviews import SEEDS, by_metric, laboratory
+from dapedu.experiments.rlhf import train_policy, tuned_settings
 from dapedu.experiments.units import run_units, scratch
 from dapedu.losses import bradley_terry_loss
 from dapedu.models import ScalarHead, head_rewards, load_head, load_model, save_model

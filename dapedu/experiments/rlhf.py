@@ -7,35 +7,39 @@ DPO and the β of PPO have one optimum.
 
 from __future__ import annotations
 
-import math
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from dapedu import reviews
-from dapedu.data import load_preferences, save_records
-from dapedu.evaluate import measure_policy, win_rate
-from dapedu.experiments.reviews import SEEDS, bounds, by_metric, laboratory, metrics_of
+from dapedu.data import load_preferences
+from dapedu.evaluate import win_rate
+from dapedu.experiments.laboratories import (
+    COMPLETIONS,
+    SHARPNESS,
+    draw_settings,
+    gold_reward,
+    learned_reward,
+    measured,
+    objective_of,
+    pairs_file,
+    prepare,
+)
+from dapedu.experiments.reviews import SEEDS, bounds, by_metric, metrics_of
 from dapedu.experiments.units import run_units, scratch
-from dapedu.models import ScalarHead, head_rewards, load_head, load_model, save_model
+from dapedu.models import ScalarHead, load_model
 from dapedu.ppo import PPOSettings, RLOOSettings, train_ppo, train_rloo
 from dapedu.sampling import Samples, best_of_n, sample
-from dapedu.train import REWARD_SETTINGS, Settings, train_preference, train_reward, train_sft
+from dapedu.train import Settings, train_preference, train_sft
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-COMPLETIONS = 8_192  # that a method may have judged
-SHARPNESS = 4.0  # of the annotator, and therefore the scale of the reward
 METHODS = ("DPO", "PPO, gold reward", "PPO, learned reward", "RLOO, gold reward", "rejection sampling")
 _TUNED_ON = 5  # a laboratory that no result is reported from
-_HELD_OUT = 512  # held-out pairs of the reward model
 
 # What a random trial draws: a pair is drawn between, on a logarithmic scale; of a list, one.
 _POLICY_GRADIENT = {"lr": (3e-4, 5e-3), "epochs": [1, 2, 4], "minibatches": [1, 2, 4], "batch_size": [64, 128, 256]}
@@ -62,7 +66,7 @@ def reviews_tuning(*, trials: int = 8, beta: float = 0.5, seed: int = 0) -> dict
             "brief": True,
         }
         for method in METHODS
-        for settings in draw_settings(method, trials, seed=seed)
+        for settings in draw_settings(method, trials, seed=seed, spaces=SPACES)
     ]
     found: dict[str, list[dict[str, Any]]] = {method: [] for method in METHODS}
     for case, result in zip(cases, run_units(policy_unit, cases), strict=True):
@@ -262,103 +266,6 @@ def train_policy(
     return policy
 
 
-def reward_model(*, seed: int, flip: float = 0.0) -> dict[str, float]:
-    """Draw a laboratory's preferences, train its reward model on them, and keep both.
-
-    Args:
-        seed: of the laboratory.
-        flip: share of turned labels; the held-out pairs have none.
-
-    Returns:
-        Loss and accuracy on held-out pairs.
-    """
-    reference, tokenizer = load_model(scratch() / f"sft-{seed}")
-    records = reviews.preferences(reference, tokenizer, COMPLETIONS // 2, flip=flip, seed=seed)
-    save_records(pairs_file(seed, flip), records)
-    held_out = reviews.preferences(reference, tokenizer, _HELD_OUT, split="validation", seed=seed)
-    head = new_head(seed)
-    settings = replace(REWARD_SETTINGS, seed=seed, evaluate_every=REWARD_SETTINGS.steps)
-    log = train_reward(head, tokenizer, records, settings=settings, held_out=held_out, progress=False)
-    save_model(head, tokenizer, _reward_folder(seed, flip), card=f"The reward model of laboratory {seed}.\n")
-    return {name: round(log[-1][f"held_out_{name}"], 4) for name in ("loss", "accuracy")}
-
-
-def pairs_file(seed: int, flip: float = 0.0) -> Path:
-    """Where a laboratory's preferences are kept.
-
-    Args:
-        seed: of the laboratory, whose `reward_model` was run.
-        flip: share of turned labels.
-
-    Returns:
-        The file.
-    """
-    return scratch() / f"pairs-{seed}{_turned(flip)}.jsonl"
-
-
-def gold_reward(samples: Samples) -> Tensor:
-    """The gold reward on the annotator's scale.
-
-    Args:
-        samples: of reviews.
-
-    Returns:
-        4 r, shape (samples,).
-    """
-    return SHARPNESS * reviews.gold_rewards(samples)
-
-
-def learned_reward(seed: int, flip: float = 0.0) -> Callable[[Samples], Tensor]:
-    """The reward of a laboratory's reward model.
-
-    Args:
-        seed: of the laboratory, whose `reward_model` was run.
-        flip: share of turned labels that it was fitted to.
-
-    Returns:
-        A function of samples.
-    """
-    head, _ = load_head(_reward_folder(seed, flip))
-    return lambda samples: head_rewards(head, samples.sequences)
-
-
-def measured(
-    policy: PreTrainedModel,
-    reference: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    seed: int,
-    split: str = "test",
-) -> dict[str, float]:
-    """The few numbers that most experiments need, from 1,024 completions.
-
-    Args:
-        policy, reference, tokenizer: what is measured, and the SFT model.
-        seed: of prompts and samples.
-        split: of the prompts.
-
-    Returns:
-        `gold`, `kl` and `length`.
-    """
-    prompts = reviews.draw_prompts(1_024, split=split, seed=seed)
-    rewards = {"gold": reviews.gold_rewards}
-    _, values = measure_policy(policy, tokenizer, prompts, rewards=rewards, reference=reference, seed=seed)
-    return {name: round(values[name].mean().item(), 4) for name in ("gold", "kl", "length")}
-
-
-def objective_of(row: Mapping[str, float], beta: float) -> float:
-    """What RLHF maximises.
-
-    Args:
-        row: with `gold` and `kl`.
-        beta: KL weight.
-
-    Returns:
-        4 gold − β KL.
-    """
-    return SHARPNESS * row["gold"] - beta * row["kl"]
-
-
 def tuned_settings() -> dict[str, dict[str, Any]]:
     """The best of each method's random trials.
 
@@ -371,71 +278,6 @@ def tuned_settings() -> dict[str, dict[str, Any]]:
     from dapedu.experiments import load
 
     return {method: found["best"] for method, found in load("reviews_tuning")["results"].items()}
-
-
-def draw_settings(
-    method: str, n: int, *, seed: int, spaces: Mapping[str, Mapping[str, Any]] = SPACES
-) -> list[dict[str, Any]]:
-    """Random settings of a method.
-
-    Args:
-        method: a key of spaces.
-        n: how many.
-        seed: of the draws.
-        spaces: what is drawn, as in `SPACES`.
-
-    Returns:
-        Settings as `policy_unit` takes them.
-    """
-    rng = random.Random(f"{method} {seed}")
-    drawn = []
-    for _ in range(n):
-        settings = {}
-        for name, space in spaces[method].items():
-            if isinstance(space, list):
-                settings[name] = rng.choice(space)
-            else:
-                settings[name] = float(f"{math.exp(rng.uniform(*map(math.log, space))):.3g}")
-        drawn.append(settings)
-    return drawn
-
-
-def new_head(seed: int) -> ScalarHead:
-    """A `ScalarHead` on a laboratory's SFT model.
-
-    Args:
-        seed: of the laboratory.
-
-    Returns:
-        The head; its linear map is zero.
-    """
-    return ScalarHead(load_model(scratch() / f"sft-{seed}")[0])
-
-
-def prepare(seeds: Sequence[int]) -> list[dict[str, float]]:
-    """Train the SFT and the reward models of laboratories, which other units then read.
-
-    Args:
-        seeds: of the laboratories.
-
-    Returns:
-        Metrics of each.
-    """
-    cases = [{"seed": seed} for seed in seeds]
-    sft = run_units(laboratory, cases)
-    rewards = run_units(reward_model, cases)
-    return [
-        row | {f"reward model's {name}": value for name, value in more.items()}
-        for row, more in zip(sft, rewards, strict=True)
-    ]
-
-
-def _reward_folder(seed: int, flip: float) -> Path:
-    return scratch() / f"reward-{seed}{_turned(flip)}"
-
-
-def _turned(flip: float) -> str:
-    return f"-turned-{flip:g}" if flip else ""
 
 
 def _by_temperature(

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from dapedu import reviews
 from dapedu.data import Record, encode
 from dapedu.evaluate import measure_policy
+from dapedu.experiments.laboratories import draw_settings
 from dapedu.experiments.reviews import SEEDS, by_metric, laboratory
-from dapedu.experiments.rlhf import draw_settings, tuned_settings
+from dapedu.experiments.rlhf import tuned_settings
 from dapedu.experiments.units import run_units, scratch
 from dapedu.models import load_model, save_model, score
 from dapedu.sampling import Samples, sample
