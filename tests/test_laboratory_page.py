@@ -1,5 +1,9 @@
-"""The three-response laboratory in the rendered page, by mouse, keyboard and touch-sized screen, with no network."""
+"""The three-response laboratory in the rendered page, by mouse, keyboard and touch-sized screen, with no network.
 
+What every explorer must do is asked of the loss explorer too.
+"""
+
+import functools
 import re
 
 import pytest
@@ -10,17 +14,27 @@ pytestmark = pytest.mark.browser
 each_scheme = pytest.mark.parametrize("scheme", ["http", "file"])
 
 
-@pytest.fixture
-def laboratory(served, new_page):
-    """Opens the page and waits until the laboratory stands in it."""
+each_explorer = pytest.mark.parametrize(
+    ("name", "last"), [("laboratory", "18,000"), ("one_view", "1,000")], ids=["laboratory", "losses"]
+)
 
-    def open_page(scheme: str = "http", **settings):
+
+@pytest.fixture
+def explorer(served, new_page):
+    """Opens a chapter and waits until its explorer stands in it."""
+
+    def open_page(name: str, scheme: str = "http", **settings):
         page = new_page(**settings)
-        page.goto(f"{served if scheme == 'http' else BOOK.as_uri() + '/'}laboratory.html")
+        page.goto(f"{served if scheme == 'http' else BOOK.as_uri() + '/'}{name}.html")
         page.wait_for_selector(".laboratory .lab-spoken:not(:empty)", state="attached")
         return page
 
     return open_page
+
+
+@pytest.fixture
+def laboratory(explorer):
+    return functools.partial(explorer, "laboratory")
 
 
 def probabilities(page) -> list[list[float]]:
@@ -106,10 +120,12 @@ def test_the_slider_goes_through_the_training(laboratory):
     assert probabilities(page)[0] == [1, 0, 0]
 
 
-def test_play_runs_the_curves_and_reduced_motion_does_not(laboratory):
+@each_explorer
+def test_play_runs_the_curves_and_reduced_motion_does_not(explorer, name, last):
     """Oracle: with motion the table passes through steps in between; without it never leaves the last one."""
     shown = """() => new Promise((resolve) => {
-        const seen = [], caption = () => document.querySelector(".laboratory caption").textContent;
+        const shown = () => document.querySelector(".laboratory caption").textContent;
+        const seen = [], caption = () => shown().match(/step ([0-9,]*[0-9])/)[1];
         const watch = setInterval(() => seen.at(-1) !== caption() && seen.push(caption()), 10);
         document.querySelector(".lab-play").click();
         const isDone = () => document.querySelector(".lab-play").textContent === "Play";
@@ -117,10 +133,10 @@ def test_play_runs_the_curves_and_reduced_motion_does_not(laboratory):
             if (isDone()) { clearInterval(watch); clearInterval(end); resolve([...seen, caption()]); }
         }, 100);
     })"""
-    moving = laboratory(motion=True).evaluate(shown)
+    moving = explorer(name, motion=True).evaluate(shown)
     assert len(set(moving)) > 10
-    assert moving[-1] == "Probabilities at step 18,000"
-    assert set(laboratory(motion=False).evaluate(shown)) == {"Probabilities at step 18,000"}
+    assert moving[-1] == last
+    assert set(explorer(name, motion=False).evaluate(shown)) == {last}
 
 
 def test_a_screen_reader_is_told_what_the_curves_do(laboratory):
@@ -136,31 +152,46 @@ def test_a_screen_reader_is_told_what_the_curves_do(laboratory):
     page.locator(".lab-spoken[role=status]", has_text=re.compile("IPO.*a 4")).wait_for()
 
 
-def test_the_still_picture_stands_in_only_where_scripts_are_off(laboratory, served, new_page):
-    assert not laboratory().locator("#fig-laboratory").is_visible()
+@pytest.mark.parametrize(
+    ("name", "figure", "shows"),
+    [
+        ("laboratory", "#fig-laboratory", "DPO's path runs to the corner"),
+        ("one_view", "#fig-loss-explorer", "IPO is a parabola with its lowest point at 2"),
+    ],
+)
+def test_the_still_picture_stands_in_only_where_scripts_are_off(explorer, served, new_page, name, figure, shows):
+    assert not explorer(name).locator(figure).is_visible()
     still = new_page(scripts=False)
-    still.goto(f"{served}laboratory.html")
-    picture = still.locator("#fig-laboratory img")
+    still.goto(f"{served}{name}.html")
+    picture = still.locator(f"{figure} img")
     assert picture.is_visible()
-    assert "DPO's path runs to the corner" in picture.get_attribute("alt")
+    assert shows in picture.get_attribute("alt")
     assert still.locator(".laboratory").count() == 0
 
 
-def test_it_fits_a_phone_and_fingers(laboratory):
+@each_explorer
+def test_it_fits_a_phone_and_fingers(explorer, name, last):
     """Oracle: no sideways scrolling; buttons at least 24 px wide and high, what WCAG 2.2 asks for."""
-    page = laboratory(width=390)
+    page = explorer(name, width=390)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     for button in page.locator(".laboratory button").all():
         box = button.bounding_box()
         assert min(box["width"], box["height"]) >= 24
 
 
-def test_an_answer_takes_less_than_200_ms(laboratory):
+@pytest.mark.parametrize(
+    ("name", "slider", "values"),
+    [("laboratory", "strength", [-4, 2, 0.5]), ("one_view", "delta", [0, 5, 0.5])],
+)
+def test_an_answer_takes_less_than_200_ms(explorer, name, slider, values):
     """Oracle: a clock. On two idle cores a change takes some 20 ms."""
-    page = laboratory()
-    seconds = page.evaluate("""async () => {
-        const slider = document.querySelector(".laboratory input[type=range]"), times = [];
-        for (let value = -4; value <= 2; value += 0.5) {
+    page = explorer(name)
+    for box in page.locator(".laboratory input[type=checkbox]").all():
+        box.check()
+    seconds = page.evaluate(
+        """async ([name, [first, last, by]]) => {
+        const slider = document.querySelector(`.laboratory input[id$=${name}]`), times = [];
+        for (let value = first; value <= last; value += by) {
             const start = performance.now();
             slider.value = value;
             slider.dispatchEvent(new Event("input", {bubbles: true}));
@@ -168,8 +199,10 @@ def test_an_answer_takes_less_than_200_ms(laboratory):
             times.push(performance.now() - start);
         }
         return times.sort((a, b) => a - b)[Math.floor(times.length / 2)] / 1000;
-    }""")
-    print(f"laboratory: {1000 * seconds:.0f} ms from input to picture")
+    }""",
+        [slider, values],
+    )
+    print(f"{name}: {1000 * seconds:.0f} ms from input to picture")
     assert seconds < 0.2
 
 

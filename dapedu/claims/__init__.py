@@ -13,12 +13,15 @@ from dapedu.claims import (
     language,
     noise,
     objective,
+    one_view,
     ppo,
     reward,
     rrhf,
     slic_hf,
+    spin,
 )
 from dapedu.claims.entry import Claim, ClaimList, Verdict
+from dapedu.claims.overview import ClaimPage, VerdictCounts, count
 
 CLAIMS: dict[str, Claim] = {
     claim.id: claim
@@ -35,6 +38,8 @@ CLAIMS: dict[str, Claim] = {
         *rrhf.CLAIMS,
         *hacking.CLAIMS,
         *click.CLAIMS,
+        *spin.CLAIMS,
+        *one_view.CLAIMS,
     )
 }
 
@@ -57,4 +62,22 @@ def select(*ids: str) -> ClaimList:
     return ClaimList(CLAIMS[wanted] for wanted in (ids or CLAIMS))
 
 
-__all__ = ["CLAIMS", "Claim", "ClaimList", "Verdict", "select"]
+def counts() -> VerdictCounts:
+    """How often each verdict was given.
+
+    Returns:
+        A table that a notebook shows.
+    """
+    return count(CLAIMS.values())
+
+
+def page() -> ClaimPage:
+    """All claims, each with links to its chapter, its experiments and its papers.
+
+    Returns:
+        A list that a notebook shows; in the book the reader can filter it.
+    """
+    return ClaimPage(CLAIMS.values())
+
+
+__all__ = ["CLAIMS", "Claim", "ClaimList", "ClaimPage", "Verdict", "VerdictCounts", "counts", "page", "select"]

@@ -3,16 +3,14 @@
 Differences are taken laboratory by laboratory; a half is half of the 95 % interval of their mean.
 """
 
-import statistics
 from typing import Any
 
 import torch
 
-from dapedu.claims.entry import Claim, Numbers, difference, is_more
+from dapedu.claims.entry import LABORATORIES, Claim, Numbers, difference, estimate, is_less, is_more, ratio
 
 _PAPER = "arXiv:2306.03350"
 _EVIDENCE = ("reviews_click",)
-_LABORATORIES = "five laboratories, mean ± 95 % interval"
 _ATTRIBUTES = ("rude", "repetitive")
 _MARGIN = "15"  # the paper's, and the experiment's where it is not varied
 
@@ -23,23 +21,27 @@ def _row(results: dict[str, Any], attribute: str, kind: str, case: str) -> dict[
 
 
 def _without_margin(results: dict[str, Any]) -> Numbers:
-    """How much of the rude texts goes, of a hundred, with RRHF's margin and with CLICK's."""
-    before = statistics.mean(_row(results, "rude", "alone", "SFT model")["rude"])
-    gone = {
-        name: 1 - statistics.mean(_row(results, "rude", "delta", delta)["rude"]) / before
-        for name, delta in (("without", "0"), ("with", _MARGIN))
-    }
-    return {f"{name}_margin": share for name, share in gone.items()}
+    """Which share of the rude texts goes, with RRHF's margin and with CLICK's."""
+    before = _row(results, "rude", "alone", "SFT model")["rude"]
+    numbers: Numbers = {}
+    for name, delta in (("without", "0"), ("with", _MARGIN)):
+        after = _row(results, "rude", "delta", delta)["rude"]
+        numbers |= estimate(f"{name}_margin", [1 - a / b for a, b in zip(after, before, strict=True)])
+    return numbers
 
 
 def _price(results: dict[str, Any]) -> Numbers:
     """The share of rude texts that is left, and by how much both perplexities grow."""
     before, after = _row(results, "rude", "alone", "SFT model"), _row(results, "rude", "pairing", "below")
-    ratios = {
-        name: statistics.mean(a / b for a, b in zip(after[metric], before[metric], strict=True))
-        for name, metric in (("own", "own perplexity"), ("people", "perplexity"))
-    }
-    return {"left": statistics.mean(after["rude"]) / statistics.mean(before["rude"]), **ratios}
+    numbers: Numbers = {}
+    for name, metric in (("left", "rude"), ("own", "own perplexity"), ("people", "perplexity")):
+        numbers |= ratio(name, after[metric], before[metric])
+    return numbers
+
+
+def _is_cheap(numbers: Numbers) -> bool:
+    """What the paper calls a small price: a fifth of the toxicity left for a quarter more perplexity."""
+    return is_less(numbers, "left", 0.25) and is_less(numbers, "own", 1.25)
 
 
 def _pairings(results: dict[str, Any]) -> Numbers:
@@ -72,19 +74,21 @@ CLAIMS = (
         claimed_by="the source, section on RRHF",
         statement="CLICK adds some techniques to RRHF.",
         remark=(
-            "As history a slip: CLICK was accepted at ACL about when RRHF became public, and its loss is SLiC-HF's: "
-            "sums in the place of RRHF's means, a margin, one partner for each good candidate, and a likelihood term "
-            "on people's texts in the place of the best candidate. The condition: the margin helps, but the "
-            "method works without it, with a hinge like RRHF's."
+            "Where RRHF has means it has sums; and it has a margin, one partner for each good candidate, and a "
+            "likelihood term on people's texts in the place of the best candidate. The condition: the margin helps, "
+            "but the method works without it, with a hinge like RRHF's."
         ),
+        slip="CLICK was accepted at ACL about when RRHF became public, and its loss is SLiC-HF's.",
         evidence=_EVIDENCE,
         numbers=_without_margin,
         measured=(
-            "of the SFT model's rude texts {with_margin:.0%} are gone after CLICK with δ = 15, and "
-            "{without_margin:.0%} with δ = 0, all else equal, means of five laboratories."
+            "of the SFT model's rude texts a share of {with_margin:.3f} ± {with_margin_half:.3f} is gone after CLICK "
+            "with δ = 15, and {without_margin:.3f} ± {without_margin_half:.3f} with δ = 0, all else equal, "
+            + LABORATORIES
+            + "."
         ),
         # That the one was made from the other no number of ours can show: at best the parts add up.
-        holds_if=lambda n: n["without_margin"] > 0.5 * n["with_margin"] > 0,
+        holds_if=lambda n: is_more(n, "with_margin", 0.5) and is_more(n, "without_margin", 0.5),
     ),
     Claim(
         id="click-2",
@@ -98,12 +102,12 @@ CLAIMS = (
         evidence=_EVIDENCE,
         numbers=_price,
         measured=(
-            "with the neighbour below {left:.1%} of the rude texts are left; the perplexity of the policy's samples "
-            "under the SFT model is {own:.2f} times what it was, that of people's reviews under the policy "
-            "{people:.2f} times; means of five laboratories."
+            "with the neighbour below a share of {left:.3f} ± {left_half:.3f} of the rude texts is left; the "
+            "perplexity of the policy's samples under the SFT model is {own:.2f} ± {own_half:.2f} times what it was, "
+            "that of people's reviews under the policy {people:.2f} ± {people_half:.2f} times; " + LABORATORIES + "."
         ),
-        holds=lambda n: n["left"] < 0.25 and max(n["own"], n["people"]) < 1.25,
-        holds_if=lambda n: n["left"] < 0.25 and n["own"] < 1.25,
+        holds=lambda n: _is_cheap(n) and is_less(n, "people", 1.25),
+        holds_if=lambda n: _is_cheap(n),
     ),
     Claim(
         id="click-3",
@@ -121,7 +125,7 @@ CLAIMS = (
             "random less the neighbour below, rude: rate {rude_rarer:+.3f} ± {rude_rarer_half:.3f}, log-perplexity of "
             "the samples {rude_likelier:+.3f} ± {rude_likelier_half:.3f}; repetitive: rate {repetitive_rarer:+.3f} ± "
             "{repetitive_rarer_half:.3f}, log-perplexity {repetitive_likelier:+.3f} ± {repetitive_likelier_half:.3f}; "
-            + _LABORATORIES
+            + LABORATORIES
             + "."
         ),
         holds=lambda n: all(_beats_random(n, attribute) for attribute in _ATTRIBUTES),

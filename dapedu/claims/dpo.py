@@ -1,6 +1,8 @@
 """What is claimed of DPO: by the source (ids dpo-…) and by the paper."""
 
-from dapedu.claims.entry import Claim, Numbers
+from typing import Any
+
+from dapedu.claims.entry import Claim, Numbers, is_less
 
 _SOURCE = "the source, section on DPO"
 _PROBLEMS = "{settings[closed_forms][problems]} random problems."
@@ -9,6 +11,15 @@ _PROBLEMS = "{settings[closed_forms][problems]} random problems."
 def _reads_as_claimed(n: Numbers) -> bool:
     """Weight and margin as claimed, and each likelihood too where no parameters are shared."""
     return n["weight"] < 1e-9 and n["free_chosen"] > 0 > n["free_rejected"] and n["shared_margin"] > 0
+
+
+def _distances(results: dict[str, Any]) -> Numbers:
+    """To RLHF's optimum in total variation: with exact proportions, and on datasets of two sizes."""
+    numbers = {"population": results["closed_forms"]["dpo_population_worst"]}
+    for name, comparisons in (("few", "30"), ("many", "10000")):
+        row = results["finite_data"][comparisons]
+        numbers |= {name: row["total_variation_mean"], f"{name}_half": row["half_width_95"]}
+    return numbers
 
 
 CLAIMS = (
@@ -42,18 +53,14 @@ CLAIMS = (
             "the rewards that fit the sample."
         ),
         evidence=("closed_forms", "finite_data"),
-        numbers=lambda results: {
-            "population": results["closed_forms"]["dpo_population_worst"],
-            "few": results["finite_data"]["30"]["total_variation_mean"],
-            "many": results["finite_data"]["10000"]["total_variation_mean"],
-        },
+        numbers=_distances,
         measured=(
             "total variation to RLHF's optimum at most {population:.1e} with exact Bradley–Terry proportions; on "
-            "datasets over five responses, mean of {settings[finite_data][datasets]:,}, {few:.2f} with 30 comparisons "
-            "and {many:.3f} with 10,000."
+            "datasets over five responses {few:.3f} ± {few_half:.3f} with 30 comparisons and {many:.4f} ± "
+            "{many_half:.4f} with 10,000, mean of {settings[finite_data][datasets]:,} ± 95 % interval."
         ),
-        holds=lambda n: n["population"] < 1e-5 and n["few"] < 0.01 and n["many"] < 0.05,
-        holds_if=lambda n: n["population"] < 1e-5 and n["many"] < 0.05,
+        holds=lambda n: n["population"] < 1e-5 and is_less(n, "few", 0.01) and is_less(n, "many", 0.05),
+        holds_if=lambda n: n["population"] < 1e-5 and is_less(n, "many", 0.05),
     ),
     Claim(
         id="dpo-4",
@@ -74,9 +81,9 @@ CLAIMS = (
         },
         measured=(
             "autograd's weight and β σ(r̂_l − r̂_w) differ by at most {weight:.1e}. After "
-            "{settings[displacement][steps]} steps on one pair, in nats: log π(y_w) {free_chosen:+.2f} and log π(y_l) "
-            "{free_rejected:+.2f} with a parameter for each response; log π(y_w) {shared_chosen:+.2f} while the margin "
-            "goes {shared_margin:+.2f} with shared features."
+            "{settings[displacement][steps]} steps on one pair, in which there is no chance, in nats: log π(y_w) "
+            "{free_chosen:+.2f} and log π(y_l) {free_rejected:+.2f} with a parameter for each response; "
+            "log π(y_w) {shared_chosen:+.2f} while the margin goes {shared_margin:+.2f} with shared features."
         ),
         holds=lambda n: _reads_as_claimed(n) and n["shared_chosen"] > 0,
         holds_if=lambda n: _reads_as_claimed(n),

@@ -16,6 +16,22 @@ from dapedu.evaluate import mean_interval
 
 Numbers = dict[str, float]
 
+LABORATORIES = "five laboratories, mean ± 95 % interval"  # how a sentence ends whose numbers are estimates
+
+
+def estimate(name: str, values: Sequence[float]) -> Numbers:
+    """A mean, and half of its 95 % interval.
+
+    Args:
+        name: of what is estimated.
+        values: one a laboratory.
+
+    Returns:
+        The mean as `name`, and `name_half`.
+    """
+    mean, half = mean_interval(torch.tensor(values, dtype=torch.float64))
+    return {name: mean.item(), f"{name}_half": half.item()}
+
 
 def difference(name: str, first: Sequence[float], second: Sequence[float]) -> Numbers:
     """The mean of paired differences, and half of its 95 % interval.
@@ -27,21 +43,48 @@ def difference(name: str, first: Sequence[float], second: Sequence[float]) -> Nu
     Returns:
         first less second as `name`, and `name_half`.
     """
-    mean, half = mean_interval(torch.tensor(first, dtype=torch.float64) - torch.tensor(second, dtype=torch.float64))
-    return {name: mean.item(), f"{name}_half": half.item()}
+    return estimate(name, [a - b for a, b in zip(first, second, strict=True)])
 
 
-def is_more(numbers: Numbers, name: str) -> bool:
-    """Whether a `difference` is above zero, all of its interval.
+def ratio(name: str, first: Sequence[float], second: Sequence[float]) -> Numbers:
+    """The mean of paired ratios, and half of its 95 % interval.
+
+    Args:
+        name: of the ratio.
+        first, second: one number a laboratory, in the same order.
+
+    Returns:
+        first over second as `name`, and `name_half`.
+    """
+    return estimate(name, [a / b for a, b in zip(first, second, strict=True)])
+
+
+def is_more(numbers: Numbers, name: str, than: float = 0.0) -> bool:
+    """Whether an estimate is above a number, all of its interval.
 
     Args:
         numbers: with `name` and `name_half`.
-        name: of the difference.
+        name: of the estimate.
+        than: the number.
 
     Returns:
         True or False.
     """
-    return numbers[name] > numbers[f"{name}_half"]
+    return numbers[name] - numbers[f"{name}_half"] > than
+
+
+def is_less(numbers: Numbers, name: str, than: float) -> bool:
+    """Whether an estimate is below a number, all of its interval.
+
+    Args:
+        numbers: with `name` and `name_half`.
+        name: of the estimate.
+        than: the number.
+
+    Returns:
+        True or False.
+    """
+    return numbers[name] + numbers[f"{name}_half"] < than
 
 
 class Verdict(StrEnum):
@@ -62,6 +105,7 @@ class Claim:
         claimed_by: who says it, and where.
         statement: what they say, as exactly as one sentence can.
         remark: what the reader should take from the numbers: conditions, corrections, why it cannot be tested.
+        slip: what is wrong in the statement as written, whatever is measured: the correction in a sentence.
         evidence: names of stored results (`dapedu.experiments`); none if it cannot be tested here.
         numbers: picks the numbers that decide from the results by name; each must be able to turn the verdict.
         measured: the sentence that reports them, a format string over `numbers` and `settings` (by result).
@@ -73,6 +117,7 @@ class Claim:
     claimed_by: str
     statement: str
     remark: str
+    slip: str = ""
     evidence: tuple[str, ...] = ()
     numbers: Callable[[dict[str, Any]], Numbers] = lambda results: {}
     measured: str = ""
@@ -129,30 +174,55 @@ class Claim:
 
     def __str__(self) -> str:
         """The entry as plain text, for a terminal."""
-        measured = self.report()
+        measured, remark = self.report(), " ".join(filter(None, (self.slip and f"A slip. {self.slip}", self.remark)))
         lines = [f"{self.id}  [{self.claimed_by}]", f"  claim:    {self.statement}"]
         lines += [f"  measured: {measured}"] if measured else []
-        return "\n".join([*lines, f"  verdict:  {self.verdict}", f"  {self.remark}"])
+        return "\n".join([*lines, f"  verdict:  {self.verdict}", f"  {remark}"])
 
 
 class ClaimList(list[Claim]):
     """Claims that print as text in a terminal and as a list of entries in a notebook."""
 
+    def having(self, verdict: Verdict) -> ClaimList:
+        """Those with a verdict.
+
+        Args:
+            verdict: one of the four.
+
+        Returns:
+            A list in the same order.
+        """
+        return ClaimList(claim for claim in self if claim.verdict is verdict)
+
     def __repr__(self) -> str:
         return "\n\n".join(map(str, self))
 
     def _repr_html_(self) -> str:
-        return f'<div class="claims">{"".join(map(_entry, self))}</div>'
+        return f'<div class="claims">{"".join(entry(claim) for claim in self)}</div>'
 
 
-def _entry(claim: Claim) -> str:
+def entry(claim: Claim, *, attributes: str = "", measured: str = "", footer: str = "") -> str:
+    """A claim as it stands in a page.
+
+    Args:
+        claim: which one.
+        attributes: more of them for the entry's tag.
+        measured: HTML in the place of the sentence that reports the numbers.
+        footer: HTML that ends the entry.
+
+    Returns:
+        HTML, with `claim-` and the id as its anchor.
+    """
     verdict = claim.verdict
-    measured = claim.report()
+    measured = measured or html.escape(claim.report())
+    slip = f'<strong class="slip">A slip.</strong> {html.escape(claim.slip)} ' if claim.slip else ""
     parts = [
         f'<p class="claim-statement"><strong>{claim.id}</strong> “{html.escape(claim.statement)}” '
         f"<cite>— {html.escape(claim.claimed_by)}</cite></p>",
-        f"<p>Measured: {html.escape(measured)}</p>" if measured else "",
+        f"<p>Measured: {measured}</p>" if measured else "",
         f'<p class="verdict"><strong data-verdict="{verdict.name.lower()}">{verdict}</strong>. '
-        f"{html.escape(claim.remark)}</p>",
+        f"{slip}{html.escape(claim.remark)}</p>",
+        footer,
     ]
-    return f'<section class="claim" aria-label="Claim {claim.id}">{"".join(parts)}</section>'
+    tag = f'article class="claim" id="claim-{claim.id}" aria-label="Claim {claim.id}"{attributes}'
+    return f"<{tag}>{''.join(parts)}</article>"

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dapedu.claims.entry import Claim, Numbers, difference, is_more
+from dapedu.claims.entry import LABORATORIES, Claim, Numbers, difference, estimate, is_less, is_more
 
 _SOURCE = "the source, section on RRHF"
 _PAPER = "arXiv:2304.05302, §5"
-_LABORATORIES = "five laboratories, mean ± 95 % interval"
 
 
 def _course(results: dict[str, Any], run: str, metric: str) -> Tensor:
@@ -64,8 +63,8 @@ def _politeness(results: dict[str, Any]) -> Numbers:
     """The share of thanks among the sentences of the stored texts, after less before; of malformed texts, after."""
     run = results["reviews_hacking"]["runs"]["strong proxy"]
     before, after = ([_thanking(texts[at]) for texts in run["texts"]] for at in (0, -1))
-    malformed = _course(results, "strong proxy", "malformed")[:, -1].mean().item()
-    return difference("more", after, before) | {"malformed": malformed}
+    malformed = _course(results, "strong proxy", "malformed")[:, -1].tolist()
+    return difference("more", after, before) | estimate("malformed", malformed)
 
 
 def _stopping(results: dict[str, Any]) -> Numbers:
@@ -78,6 +77,15 @@ def _stopping(results: dict[str, Any]) -> Numbers:
         "earliest": own.min().item(),
         "latest": own.max().item(),
     }
+
+
+def _held(results: dict[str, Any]) -> Numbers:
+    """Gold's fall from its best round to the last, with KL terms of two sizes."""
+    numbers: Numbers = {}
+    for name, beta in (("small", "0.1"), ("middle", "0.3")):
+        gold = _course(results, f"KL term, β = {beta}", "gold")
+        numbers |= difference(name, _at(gold, _best_of_the_others(gold)).tolist(), gold[:, -1].tolist())
+    return numbers
 
 
 CLAIMS = (
@@ -100,8 +108,9 @@ CLAIMS = (
             "from the round that is best by gold in the other laboratories to round "
             "{settings[reviews_hacking][rounds]}, the strong proxy rises by {rise:.2f} ± {rise_half:.2f} and gold "
             "falls by {fall:.2f} ± {fall_half:.2f}, with people's perplexity {drift:.1f} ± {drift_half:.1f} above that "
-            "of the SFT "
-            "model; with the mild proxy gold falls by {mild_fall:.2f} ± {mild_fall_half:.2f}; " + _LABORATORIES + "."
+            "of the SFT model; with the mild proxy gold falls by {mild_fall:.2f} ± {mild_fall_half:.2f}; "
+            + LABORATORIES
+            + "."
         ),
         holds=lambda n: all(is_more(n, name) for name in ("rise", "fall", "drift", "mild_fall")),
         holds_if=lambda n: all(is_more(n, name) for name in ("rise", "fall", "drift")),
@@ -121,10 +130,10 @@ CLAIMS = (
         measured=(
             "after round {settings[reviews_hacking][rounds]} with the strong proxy the share of thanks among the "
             "sentences of the stored texts is {more:.2f} ± {more_half:.2f} above the SFT model's, "
-            + _LABORATORIES
-            + "; {malformed:.0%} of the reviews have a malformed sentence."
+            + LABORATORIES
+            + "; the share of reviews with a malformed sentence is {malformed:.2f} ± {malformed_half:.2f}."
         ),
-        holds=lambda n: is_more(n, "more") and n["malformed"] < 0.25,
+        holds=lambda n: is_more(n, "more") and is_less(n, "malformed", 0.25),
         holds_if=lambda n: is_more(n, "more"),
     ),
     Claim(
@@ -140,10 +149,31 @@ CLAIMS = (
         measured=(
             "with the strong proxy, to stop after the number of rounds that is best by gold in the other laboratories "
             "is worth {over_last:.2f} ± {over_last_half:.2f} of gold against going on to the end, and {over_first:.2f} "
-            "± {over_first_half:.2f} against stopping after the first round, " + _LABORATORIES + "; the laboratories' "
+            "± {over_first_half:.2f} against stopping after the first round, " + LABORATORIES + "; the laboratories' "
             "own best rounds are {earliest:.0f} to {latest:.0f}."
         ),
         holds=lambda n: is_more(n, "over_last") and is_more(n, "over_first") and n["latest"] - n["earliest"] <= 2,
         holds_if=lambda n: is_more(n, "over_last"),
+    ),
+    Claim(
+        id="rrhf-15",
+        claimed_by=_PAPER,
+        statement=(
+            "A KL term in the reward restrains it: sampling online, the reward is −0.86 and the perplexity 19.8, "
+            "instead of +0.34 and 63.8."
+        ),
+        remark=(
+            "The condition: β is right. With .1 gold falls all the same, and with 1 it hardly rises. The paper's "
+            "weight, .01, belongs to another reward."
+        ),
+        evidence=("reviews_hacking",),
+        numbers=_held,
+        measured=(
+            "in rounds on the strong proxy gold falls from its best round in the other laboratories to round "
+            "{settings[reviews_hacking][rounds]} by {small:.2f} ± {small_half:.2f} with β = .1 and {middle:.2f} ± "
+            "{middle_half:.2f} with β = .3, " + LABORATORIES + "."
+        ),
+        holds=lambda n: not is_more(n, "small") and not is_more(n, "middle"),
+        holds_if=lambda n: not is_more(n, "middle"),
     ),
 )

@@ -1,9 +1,8 @@
 """What is claimed of a language model: of its optimum, where every completion can be listed, and on sampled text."""
 
 import math
-import statistics
 
-from dapedu.claims.entry import Claim
+from dapedu.claims.entry import LABORATORIES, Claim, estimate, is_more
 
 _RUNS = ("DPO 0.5", "DPO 0.75", "DPO 1")
 
@@ -41,12 +40,12 @@ CLAIMS = (
             "reference both cannot rise on average: the mean of the two log-ratios is −KL(π_ref‖π)."
         ),
         evidence=("reviews_frontier",),
-        numbers=lambda results: {"chosen": statistics.mean(results["reviews_frontier"]["dpo"]["1"]["chosen"])},
+        numbers=lambda results: estimate("chosen", results["reviews_frontier"]["dpo"]["1"]["chosen"]),
         measured=(
             "on held-out pairs of reviews, DPO with β = 1 changes the log-probability of the chosen completion by "
-            "{chosen:.2f} nats, mean of five laboratories."
+            "{chosen:.2f} ± {chosen_half:.2f} nats, " + LABORATORIES + "."
         ),
-        holds=lambda n: n["chosen"] > 0,
+        holds=lambda n: is_more(n, "chosen"),
     ),
     Claim(
         id="ipo-6b",
@@ -58,14 +57,16 @@ CLAIMS = (
         ),
         evidence=("reviews_gap",),
         numbers=lambda results: {
-            "margin": statistics.mean(row[-1] for row in results["reviews_gap"]["ipo"]["margin"]),
+            **estimate("margin", [row[-1] for row in results["reviews_gap"]["ipo"]["margin"]]),
             "miss": math.sqrt(max(row[-1] for row in results["reviews_gap"]["ipo"]["loss"])),
         },
         measured=(
             "on {settings[reviews_gap][pairs]} pairs labelled without error, after {settings[reviews_gap][steps]} "
-            "steps with τ = {settings[reviews_gap][tau]} the mean margin is {margin:.3f} nats against a target of 5; "
-            "single pairs miss it by {miss:.3f} (root mean square, worst laboratory)."
+            "steps with τ = {settings[reviews_gap][tau]} the margin is {margin:.3f} ± {margin_half:.3f} nats against a "
+            "target of 5, "
+            + LABORATORIES
+            + "; single pairs miss it by {miss:.3f} (root mean square, worst laboratory)."
         ),
-        holds_if=lambda n: abs(n["margin"] - 5) < 0.05 and n["miss"] < 0.1,
+        holds_if=lambda n: abs(n["margin"] - 5) + n["margin_half"] < 0.05 and n["miss"] < 0.1,
     ),
 )

@@ -47,10 +47,8 @@ CLAIMS = (
         id="beta-1",
         claimed_by="public teaching material",
         statement="A small β keeps the policy near the reference.",
-        remark=(
-            "Backwards. β is the price of a nat of KL: the smaller, the further the optimum goes for reward. For β → 0 "
-            "it is the reference restricted to the best completions, for β → ∞ the reference."
-        ),
+        remark="For β → 0 the optimum is the reference restricted to the best completions, for β → ∞ the reference.",
+        slip="Backwards: β is the price of a nat of KL, so the smaller it is, the further the optimum goes for reward.",
         evidence=("beta_and_kl",),
         numbers=lambda results: {
             "further": results["beta_and_kl"]["kl_mean"][0] - results["beta_and_kl"]["kl_mean"][-1],

@@ -3,7 +3,7 @@
 import statistics
 from typing import Any
 
-from dapedu.claims.entry import Claim
+from dapedu.claims.entry import LABORATORIES, Claim, Numbers, difference, is_less, is_more
 
 _SOURCE = "the source, section on IPO"
 _EVIDENCE = ("reviews_reward_model",)
@@ -16,22 +16,10 @@ def _stopped(results: dict[str, Any]) -> str:
     return min(rows, key=lambda epochs: statistics.mean(rows[epochs]["held-out loss"]))
 
 
-def _objectives(results: dict[str, Any], place: int | None = None) -> list[float]:
-    """PPO's objective by laboratory, on the reward model in this place, or on the one that was stopped in time."""
+def _lead(results: dict[str, Any], name: str, place: int, metric: str = "objective") -> Numbers:
+    """By how much PPO does better on the reward model that was stopped in time than on the one in this place."""
     rows = results["reviews_reward_model"]["policies"]
-    return rows[_stopped(results) if place is None else list(rows)[place]]["objective"]
-
-
-def _leads(results: dict[str, Any], place: int) -> list[float]:
-    """By how much it is better, by laboratory, to have stopped in time."""
-    return [a - b for a, b in zip(_objectives(results), _objectives(results, place), strict=True)]
-
-
-def _gold(results: dict[str, Any], place: int) -> float:
-    """Mean gold reward of PPO on the reward model in this place, less that on the one that was stopped in time."""
-    rows = results["reviews_reward_model"]["policies"]
-    stopped = statistics.mean(rows[_stopped(results)]["gold"])
-    return statistics.mean(rows[list(rows)[place]]["gold"]) - stopped
+    return difference(name, rows[_stopped(results)][metric], rows[list(rows)[place]][metric])
 
 
 CLAIMS = (
@@ -46,17 +34,17 @@ CLAIMS = (
         ),
         evidence=_EVIDENCE,
         numbers=lambda results: {
-            "early": statistics.mean(_leads(results, _SHORTEST)),
-            "late": statistics.mean(_leads(results, _LONGEST)),
+            **_lead(results, "early", _SHORTEST),
+            **_lead(results, "late", _LONGEST),
         },
         measured=(
             "the objective of PPO on the reward model of least held-out loss, less that on one of "
-            "{settings[reviews_reward_model][epochs][0]:g} epochs, is {early:+.2f}; less that on one of "
-            "{settings[reviews_reward_model][epochs][4]:g} epochs, {late:+.2f} (reviews, five laboratories, "
-            "β = {settings[reviews_reward_model][beta]:g})."
+            "{settings[reviews_reward_model][epochs][0]:g} epochs, is {early:+.2f} ± {early_half:.2f}; less that on "
+            "one of {settings[reviews_reward_model][epochs][4]:g} epochs, {late:+.2f} ± {late_half:.2f}; reviews, "
+            "β = {settings[reviews_reward_model][beta]:g}, " + LABORATORIES + "."
         ),
-        holds=lambda n: n["early"] < 0 < n["late"],
-        holds_if=lambda n: n["late"] > 0,
+        holds=lambda n: is_less(n, "early", 0) and is_more(n, "late"),
+        holds_if=lambda n: is_more(n, "late"),
     ),
     Claim(
         id="ipo-3b",
@@ -69,15 +57,17 @@ CLAIMS = (
         ),
         evidence=_EVIDENCE,
         numbers=lambda results: {
-            "least": min(_leads(results, _LONGEST)),
-            "gold": _gold(results, _LONGEST),
+            **_lead(results, "late", _LONGEST),
+            **_lead(results, "gold", _LONGEST, "gold"),
         },
         measured=(
-            "PPO on the reward model of {settings[reviews_reward_model][epochs][4]:g} epochs ends, in each of five "
-            "laboratories, with an objective that is lower than on the one of least held-out loss, by {least:.2f} at "
-            "least; its gold reward differs by {gold:+.2f} (reviews, β = {settings[reviews_reward_model][beta]:g})."
+            "PPO on the reward model of least held-out loss, less PPO on the one of "
+            "{settings[reviews_reward_model][epochs][4]:g} epochs: objective {late:+.2f} ± {late_half:.2f}, gold "
+            "reward {gold:+.2f} ± {gold_half:.2f}; reviews, β = {settings[reviews_reward_model][beta]:g}, "
+            + LABORATORIES
+            + "."
         ),
-        holds=lambda n: n["least"] > 0 > n["gold"],
-        holds_if=lambda n: n["least"] > 0,
+        holds=lambda n: is_more(n, "late") and is_more(n, "gold"),
+        holds_if=lambda n: is_more(n, "late"),
     ),
 )

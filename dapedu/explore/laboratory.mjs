@@ -1,22 +1,11 @@
 // The three-response laboratory: `dapedu.bandit` once more, in the page, where no Python runs.
 //
 // The upper half is pure and is compared with the package under node (tests/test_laboratory.py). The lower half
-// draws it: an anywidget in JupyterLab and in the rendered book, from a Blob URL, so it imports nothing.
+// draws it: an anywidget in JupyterLab and in the rendered book.
+import { build, cells, change, CORNERS, DASHES, diamond, field, follow, inTriangle, listed, matrix, named, nextId, path, percent, player, recordedSteps, sigmoid, speaker, stepper, sum, svg, text, tilt, triangleGround } from "./page.mjs";
 
 export const NAMES = ["a", "b", "c"];
 const [BETA_1, BETA_2, EPSILON] = [0.9, 0.999, 1e-8]; // Adam's defaults
-
-const matrix = (n, entry) => Array.from({ length: n }, (_, i) => Array.from({ length: n }, (_, j) => entry(i, j)));
-const sum = (values) => values.reduce((total, value) => total + value, 0);
-const sigmoid = (z) => 1 / (1 + Math.exp(-z));
-
-/** π ∝ reference · exp(logRatios); −∞ gives 0. */
-export function tilt(reference, logRatios) {
-  const logs = reference.map((p, i) => Math.log(p) + logRatios[i]);
-  const largest = Math.max(...logs);
-  const weights = logs.map((log) => Math.exp(log - largest));
-  return weights.map((weight) => weight / sum(weights));
-}
 
 /** wins[i][j]: how often i beat j. */
 export function countWins(pairs, n = NAMES.length) {
@@ -97,12 +86,6 @@ export function optimum({ wins, method, strength, reference }) {
   return tilt(reference, fitted.map((value) => value / strength));
 }
 
-/** Steps at which to record: 0 and then evenly spaced on a logarithmic axis, the last one included. */
-export function recordedSteps(steps, count = 120) {
-  const spaced = Array.from({ length: count }, (_, i) => Math.round(steps ** (i / (count - 1))));
-  return [...new Set([0, ...spaced])];
-}
-
 /** Adam on the whole dataset from the reference on; π after each recorded step. */
 export function train({ wins, method, strength, reference, steps, lr = 0.01, records = recordedSteps(steps) }) {
   const total = sum(wins.flat());
@@ -138,8 +121,6 @@ export function train({ wins, method, strength, reference, steps, lr = 0.01, rec
 
 // ---- words ----
 
-const listed = (words) => (words.length < 2 ? words.join("") : `${words.slice(0, -1).join(", ")} and ${words.at(-1)}`);
-const percent = (p) => `${p > 0 && p < 0.0005 ? "under 0.1" : (100 * p).toFixed(1)} %`;
 const shares = (policy) => policy.map((p, i) => `${NAMES[i]} ${percent(p)}`).join(", ");
 
 /** What the win graph says, in a sentence or two. */
@@ -174,25 +155,6 @@ export function describe({ method, strength, run, reference, limit }) {
 
 // ---- drawing ----
 
-const SVG = "http://www.w3.org/2000/svg";
-const DASHES = ["", "7 4", "2 4"]; // of the responses a, b, c, as in the book's figures
-const CORNERS = [[30, 190], [230, 190], [130, 17]]; // of a, b, c
-function build(tag, attributes = {}, ...children) {
-  const element = tag.startsWith("svg:") ? document.createElementNS(SVG, tag.slice(4)) : document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (value !== null && value !== false) element.setAttribute(name, value === true ? "" : value);
-  }
-  element.append(...children);
-  return element;
-}
-
-const svg = (width, height, label, ...children) =>
-  build("svg:svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label }, ...children);
-const text = (x, y, words, attributes = {}) => build("svg:text", { x, y, ...attributes }, words);
-const path = (points) => `M${points.map(([x, y]) => `${x.toFixed(2)},${y.toFixed(2)}`).join("L")}`;
-const inTriangle = (policy) => [0, 1].map((axis) => sum(policy.map((p, i) => p * CORNERS[i][axis])));
-
 /** The win graph: an arrow from winner to loser, dashed where the win lies on no cycle. */
 function drawGraph(wins) {
   const { same } = winGraph(wins);
@@ -222,12 +184,7 @@ function drawGraph(wins) {
 
 /** The simplex: each method's path from the reference (square) to where it is; diamonds where it should end. */
 function drawTriangle(runs, reference, place) {
-  const parts = [build("svg:path", { d: `${path(CORNERS)}Z`, class: "lab-ground" })];
-  for (const level of [0.25, 0.5, 0.75])
-    for (const corner of [0, 1, 2]) {
-      const ends = [1, 2].map((turn) => NAMES.map((_, i) => (i === corner ? level : i === (corner + turn) % 3 ? 1 - level : 0)));
-      parts.push(build("svg:path", { d: path(ends.map(inTriangle)), class: "lab-grid" }));
-    }
+  const parts = triangleGround();
   for (const [i, [x, y]] of CORNERS.entries())
     parts.push(text(x + [-14, 14, 0][i], y + [10, 10, -4][i], NAMES[i], { "text-anchor": "middle" }));
   const [rx, ry] = inTriangle(reference);
@@ -242,8 +199,6 @@ function drawTriangle(runs, reference, place) {
   const where = runs.map(({ method, run }) => `${method} at ${shares(run.probabilities[place])}`);
   return svg(260, 212, `Triangle of policies: ${listed([`the reference at ${shares(reference)}`, ...where])}.`, ...parts);
 }
-
-const diamond = (x, y) => build("svg:path", { d: `M${x},${y - 6}L${x + 6},${y}L${x},${y + 6}L${x - 6},${y}Z`, class: "lab-mark" });
 
 /** Probability of each response over the steps, on a logarithmic axis, with diamonds at the limit. */
 function drawCurves({ method, symbol, strength, run, limit, place }) {
@@ -290,21 +245,12 @@ function decided(limit, method, wins) {
 const REFERENCES = { "uniform": [1 / 3, 1 / 3, 1 / 3], "prefers b: .2, .5, .3": [0.2, 0.5, 0.3], "prefers c: .1, .2, .7": [0.1, 0.2, 0.7] };
 
 function render({ model, el }) {
-  // Ids must differ between the laboratories of a page, each of which runs a copy of this module.
-  globalThis.laboratories = (globalThis.laboratories ?? 0) + 1;
-  const id = `lab-${globalThis.laboratories}`;
-  const calm = matchMedia("(prefers-reduced-motion: reduce)");
+  const id = nextId();
   const get = (name) => model.get(name);
-  let playing = null; // the frame asked for, while the curves run
-  let place = null; // index of the record shown; null is the last one
-
-  function change(values) {
-    for (const [name, value] of Object.entries(values)) model.set(name, value);
-    model.save_changes();
-  }
+  const set = (values) => change(model, values);
 
   // Controls are built once, so that focus stays where it is; what they show follows the model.
-  const presets = build("select", { id: `${id}-preset`, onchange: () => (presets.value ? change({ pairs: get("presets")[presets.value] }) : update()) });
+  const presets = build("select", { id: `${id}-preset`, onchange: () => (presets.value ? set({ pairs: get("presets")[presets.value] }) : update()) });
   presets.append(build("option", { value: "" }, "your own"), ...Object.keys(get("presets")).map((name) => build("option", { value: name }, name)));
   const counters = matrix(NAMES.length, () => null);
   const setCount = (w, l, count) => {
@@ -313,28 +259,27 @@ function render({ model, el }) {
     if (!Number.isNaN(count)) wins[w][l] = Math.min(20, Math.max(0, Math.round(count))); // else back to what it was
     counters[w][l].value = wins[w][l];
     if (wins[w][l] === before) return;
-    change({ pairs: wins.flatMap((row, i) => row.flatMap((n, j) => Array(n).fill([i, j]))) });
+    set({ pairs: wins.flatMap((row, i) => row.flatMap((n, j) => Array(n).fill([i, j]))) });
   };
   const rows = [[0, 1], [1, 0], [1, 2], [2, 1], [0, 2], [2, 0]].map(([w, l]) => {
     const name = `${NAMES[w]} beats ${NAMES[l]}`;
-    const input = build("input", { id: `${id}-${w}${l}`, type: "number", min: 0, max: 20, "data-winner": w, "data-loser": l, onchange: () => setCount(w, l, input.validity.badInput ? NaN : Number(input.value)) });
-    counters[w][l] = input;
-    const step = (sign, by) => build("button", { type: "button", tabindex: -1, "aria-label": `${by < 0 ? "one less" : "one more"}: ${name}`, onclick: () => setCount(w, l, countWins(get("pairs"))[w][l] + by) }, sign);
-    return build("div", { class: "lab-pair" }, build("label", { for: input.id }, name), step("−", -1), input, step("+", 1));
+    const counter = stepper({ name, id: `${id}-${w}${l}`, min: 0, max: 20, "data-winner": w, "data-loser": l, get: () => countWins(get("pairs"))[w][l], set: (count) => setCount(w, l, count) });
+    counters[w][l] = counter.input;
+    return counter.row;
   });
   const methods = ["DPO", "IPO"].map((method) => {
-    const box = build("input", { type: "checkbox", onchange: () => change({ losses: ["DPO", "IPO"].filter((name) => (name === method ? box.checked : get("losses").includes(name))) }) });
+    const box = build("input", { type: "checkbox", onchange: () => set({ losses: ["DPO", "IPO"].filter((name) => (name === method ? box.checked : get("losses").includes(name))) }) });
     return [method, box, build("label", { class: `lab-check lab-${method}` }, box, ` ${method}`)];
   });
-  const strength = build("input", { id: `${id}-strength`, type: "range", min: -4, max: 2, step: 0.25, oninput: () => change({ beta: 2 ** strength.valueAsNumber }) });
-  const matched = build("select", { id: `${id}-matched`, onchange: () => change({ matched: matched.value === "matched" }) },
+  const strength = build("input", { id: `${id}-strength`, type: "range", min: -4, max: 2, step: 0.25, oninput: () => set({ beta: 2 ** strength.valueAsNumber }) });
+  const matched = build("select", { id: `${id}-matched`, onchange: () => set({ matched: matched.value === "matched" }) },
     build("option", { value: "same" }, "same number, τ = β"), build("option", { value: "matched" }, "matched strength, τ = β/4"));
-  const reference = build("select", { id: `${id}-reference`, onchange: () => REFERENCES[reference.value] && change({ reference: REFERENCES[reference.value] }) });
+  const reference = build("select", { id: `${id}-reference`, onchange: () => REFERENCES[reference.value] && set({ reference: REFERENCES[reference.value] }) });
   reference.append(...Object.keys(REFERENCES).map((name) => build("option", {}, name)), build("option", { value: "", hidden: true }, "set in Python"));
   const strengthName = build("label", { for: strength.id });
-  const play = build("button", { type: "button", class: "lab-play", onclick: () => (playing ? stop() : start()) });
-  const scrub = build("input", { id: `${id}-step`, type: "range", min: 0, step: 1, oninput: () => { place = scrub.valueAsNumber; stop(); } });
-  const scrubName = build("label", { for: scrub.id });
+  const lastRecord = () => recordedSteps(get("steps")).length - 1;
+  const playback = player({ id, last: lastRecord, draw });
+  const voice = speaker();
 
   const graph = build("div");
   const words = build("p", { class: "lab-verdict", role: "status" });
@@ -343,8 +288,6 @@ function render({ model, el }) {
   const table = build("div", { class: "lab-table" });
   const spoken = build("p", { class: "lab-spoken", role: "status" });
 
-  const field = (label, ...controls) => build("div", { class: "lab-field" }, label, ...controls);
-  const named = (control, name) => build("label", { for: control.id }, name);
   const root = build("section", { class: "laboratory", "aria-label": "Three-response laboratory" },
     build("div", { class: "lab-controls" },
       build("fieldset", {}, build("legend", {}, "Comparisons"), field(named(presets, "Start from"), presets), build("div", { class: "lab-pairs" }, ...rows)),
@@ -352,13 +295,12 @@ function render({ model, el }) {
         build("div", { class: "lab-field", role: "group", "aria-label": "Losses" }, ...methods.map(([, , label]) => label)),
         field(strengthName, strength), field(named(matched, "IPO's strength"), matched), field(named(reference, "Reference"), reference))),
     build("div", { class: "lab-stage" }, build("div", { class: "lab-panel" }, graph, words), build("div", { class: "lab-panel" }, triangle)),
-    curves, field(play, scrubName, scrub), table, spoken);
+    curves, playback.row, table, spoken);
   el.replaceChildren(root);
   // The page's still picture of the laboratory has done its duty.
   document.getElementById("fig-laboratory")?.setAttribute("hidden", "");
 
   let state = null; // the last computation
-  let speaking = 0;
 
   function compute() {
     const wins = countWins(get("pairs"));
@@ -375,29 +317,22 @@ function render({ model, el }) {
 
   function draw() {
     const { wins, runs } = state;
-    const last = recordedSteps(get("steps")).length - 1;
-    const at = Math.min(place ?? last, last);
+    const at = playback.at();
     graph.replaceChildren(drawGraph(wins));
     triangle.replaceChildren(drawTriangle(runs, get("reference"), at));
     curves.replaceChildren(...runs.map((run) => drawCurves({ ...run, place: at })));
-    scrub.max = last;
-    scrub.value = at;
     const step = recordedSteps(get("steps"))[at];
-    scrubName.textContent = `Step ${step.toLocaleString("en")}`;
-    scrub.setAttribute("aria-valuetext", `step ${step}`);
-    play.textContent = playing ? "Pause" : "Play";
-    const cells = (tag, values) => values.map((value) => build(tag, tag === "th" ? { scope: "col" } : {}, value));
+    playback.show(step);
     const body = runs.flatMap(({ method, symbol, strength: value, run, limit }) => [
       build("tr", {}, build("th", { scope: "row" }, `${method}, ${symbol} = ${value}`), ...cells("td", run.probabilities[at].map((p) => p.toFixed(3)))),
       build("tr", {}, build("th", { scope: "row" }, "its limit"), ...cells("td", limit.map((p) => (p === null ? "open" : p.toFixed(3))))),
     ]);
-    for (const part of [table, scrub.parentElement]) part.hidden = runs.length === 0;
+    for (const part of [table, playback.row]) part.hidden = runs.length === 0;
     table.replaceChildren(build("table", {}, build("caption", {}, `Probabilities at step ${step.toLocaleString("en")}`),
       build("thead", {}, build("tr", {}, build("td"), ...cells("th", NAMES))), build("tbody", {}, ...body)));
   }
 
   function update() {
-    const isFirst = state === null;
     state = compute();
     const { wins, tau, runs } = state;
     // Not the field in hand: it may hold digits that are still being typed.
@@ -413,51 +348,20 @@ function render({ model, el }) {
     matched.value = get("matched") ? "matched" : "same";
     const same = ([, policy]) => policy.every((p, i) => Math.abs(p - get("reference")[i]) < 1e-9);
     reference.value = Object.entries(REFERENCES).find(same)?.[0] ?? "";
-    clearTimeout(speaking); // live regions speak once the reader's hand rests, and only of what is new
-    speaking = setTimeout(() => {
-      say(words, verdict(wins));
-      const told = sum(wins.flat()) ? runs.map((run) => describe({ ...run, reference: get("reference") })) : [];
-      say(spoken, runs.length ? told.join(" ") : "No loss is chosen: tick DPO or IPO.");
-    }, isFirst ? 0 : 400);
-    place = null;
+    voice.speak(() => {
+      const told = sum(wins.flat()) ? runs.map((one) => describe({ ...one, reference: get("reference") })) : [];
+      return [[words, verdict(wins)], [spoken, runs.length ? told.join(" ") : "No loss is chosen: tick DPO or IPO."]];
+    });
+    playback.rewind();
     draw();
   }
 
-  function say(element, news) {
-    if (element.textContent !== news) element.textContent = news;
-  }
-
-  function start() {
-    const last = recordedSteps(get("steps")).length - 1;
-    if (calm.matches) { // no motion: a jump to the end, and the slider to go through it
-      place = null;
-      return draw();
-    }
-    const from = place === null || place >= last ? 0 : place;
-    const began = performance.now();
-    const frame = (now) => {
-      place = Math.min(last, from + Math.max(0, Math.round(((now - began) / 2500) * last)));
-      playing = place < last ? requestAnimationFrame(frame) : null;
-      draw();
-    };
-    playing = requestAnimationFrame(frame);
-  }
-
-  function stop() {
-    cancelAnimationFrame(playing);
-    playing = null;
-    draw();
-  }
-
-  let asked = null; // several changes in one frame are one update
-  const changed = () => { asked ??= requestAnimationFrame(() => { asked = null; cancelAnimationFrame(playing); playing = null; update(); }); };
-  for (const name of ["pairs", "losses", "beta", "matched", "reference", "steps"]) model.on(`change:${name}`, changed);
+  const leave = follow(model, ["pairs", "losses", "beta", "matched", "reference", "steps"], update);
   update();
   return () => {
-    model.off(null, changed);
-    cancelAnimationFrame(asked);
-    cancelAnimationFrame(playing);
-    clearTimeout(speaking);
+    leave();
+    playback.halt();
+    voice.hush();
   };
 }
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -11,8 +10,8 @@ import traitlets
 
 from dapedu.bandit import DATASETS, Pairs
 from dapedu.bandit.comparisons import log_reference_of, table_of
+from dapedu.explore.bundle import bundle
 
-_FOLDER = Path(str(files("dapedu.explore")))
 _METHODS = ("DPO", "IPO")
 
 
@@ -35,8 +34,8 @@ class Laboratory(anywidget.AnyWidget):
             another type altogether, traitlets refuses.)
     """
 
-    _esm = _FOLDER / "laboratory.mjs"
-    _css = _FOLDER / "laboratory.css"
+    _esm = bundle("laboratory")
+    _css = files("dapedu.explore").joinpath("laboratory.css").read_text(encoding="utf8")
 
     pairs = traitlets.List(traitlets.List(traitlets.Int())).tag(sync=True)
     losses = traitlets.List(traitlets.Unicode()).tag(sync=True)
