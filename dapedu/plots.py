@@ -15,6 +15,7 @@ from torch import Tensor
 from dapedu.evaluate import Calibration, mean_interval
 
 # Okabe–Ito: told apart by readers with any colour vision. Line styles and labels say it again.
+# Of the methods that came after, those with a reference are dark and cool, those without one brown.
 COLORS = {
     "DPO": "#0072B2",
     "IPO": "#56B4E9",
@@ -23,6 +24,11 @@ COLORS = {
     "CLICK": "#CC79A7",
     "SPIN": "#D55E00",
     "PPO": "#000000",
+    "KTO": "#6A3D9A",
+    "robust DPO": "#08306B",
+    "online DPO": "#4B7FA8",
+    "ORPO": "#7F3B08",
+    "SimPO": "#B3741C",
     "reference": "#7F7F7F",
 }
 WIDE, TALL = (7.2, 2.8), (7.2, 5.4)  # inches

@@ -367,6 +367,16 @@ def test_a_bundle_leaves_no_import(tmp_path, monkeypatch):
         bundle("two")
 
 
+@pytest.mark.parametrize(("chapter", "name"), [("laboratory", "laboratory"), ("one_view", "losses")])
+def test_a_chapter_stores_the_module_as_it_is_now(chapter, name):
+    """Oracle: `bundle`; the page shows what the notebook was executed with."""
+    notebook = json.loads((ROOT / "book" / f"{chapter}.ipynb").read_text(encoding="utf8"))
+    stored = notebook["metadata"]["widgets"]["application/vnd.jupyter.widget-state+json"]["state"].values()
+    modules = [widget["state"]["_esm"] for widget in stored if "_esm" in widget["state"]]
+    assert modules
+    assert all(module == bundle(name) for module in modules), f"execute book/{chapter}.ipynb again"
+
+
 def luminance(color: str) -> float:
     """WCAG 2.2's relative luminance of "#rrggbb"."""
     parts = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255

@@ -8,6 +8,7 @@ from dapedu.claims import (
     click,
     comparison,
     dpo,
+    equal_budget,
     hacking,
     ipo,
     language,
@@ -40,6 +41,7 @@ CLAIMS: dict[str, Claim] = {
         *click.CLAIMS,
         *spin.CLAIMS,
         *one_view.CLAIMS,
+        *equal_budget.CLAIMS,
     )
 }
 

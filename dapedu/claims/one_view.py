@@ -71,8 +71,8 @@ CLAIMS = (
         numbers=_sides,
         measured=(
             "of {rows:.0f} policies, DPO's and IPO's at six strengths each, the rejected completions of held-out pairs "
-            "fall under {fallen:.0f}, and the chosen ones rise under {risen:.0f}; an interval of five laboratories "
-            "that is all on one side counts."
+            "fall under {fallen:.0f}, and the chosen ones rise under {risen:.0f}. What counts is a 95 % interval of "
+            "five laboratories that is all on one side."
         ),
         holds=lambda n: n["risen"] == n["fallen"] == n["rows"],
         holds_if=lambda n: n["risen"] > 0 and n["fallen"] == n["rows"],

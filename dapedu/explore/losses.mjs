@@ -114,7 +114,7 @@ function kinksOf(name, { delta }) {
   return { "SLiC-HF": [delta, -delta], "CLICK": [delta, -delta], "RRHF": [0] }[name] ?? [];
 }
 
-/** The push of a step that would change the margin by `change`. Gradient descent would jump to and fro across a kink
+/** The push of a step that would change the margin by `change`. Gradient descent would jump back and forth across a kink
  *  for ever; so where there is one on the way, the push is what carries the margin just there, if one between those of
  *  the kink's two sides does. `perPush` is by how much a push of 1 changes the margin. */
 function drive(name, margin, change, perPush, setting) {

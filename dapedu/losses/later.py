@@ -46,7 +46,7 @@ def kto_loss(
         TypeError: a log-probability is not a tensor of floats, or a hyperparameter not a number.
         ValueError: shapes differ, beta is not positive, or reference_point or undesirable_weight is negative.
 
-    Source: arXiv:2402.01306, Eq. 8. Book: eq-kto-loss.
+    Source: arXiv:2402.01306, Eq. 8 (Eq. 7 in its first version). Book: eq-kto-loss.
     """
     require_same_shape(
         "kto_loss",
@@ -86,7 +86,7 @@ def orpo_loss(
 
     Deviation: a mean that rounds to 0 has no finite odds; it counts as the machine's ε below 0.
 
-    Source: arXiv:2403.07691, Eqs. 3, 6 and 7. Book: eq-orpo-loss.
+    Source: arXiv:2403.07691, Eqs. 3, 4, 6 and 7. Book: eq-orpo-loss.
     """
     require_same_shape(
         "orpo_loss",
@@ -159,7 +159,7 @@ def robust_dpo_loss(
         TypeError: a log-probability is not a tensor of floats, or a hyperparameter not a number.
         ValueError: shapes differ, beta is not positive, or flip is not from 0 to below ½.
 
-    Source: arXiv:2403.00409, Eq. 12. Book: eq-robust-dpo-loss.
+    Source: arXiv:2403.00409, §3.1. Book: eq-robust-dpo-loss.
     """
     require_positive("robust_dpo_loss", beta=beta)
     require_number("robust_dpo_loss", "flip", flip)
