@@ -5,6 +5,7 @@ on those numbers; the verdict follows. A chapter shows its claims by id, so each
 """
 
 from dapedu.claims import (
+    after,
     click,
     comparison,
     dpo,
@@ -42,6 +43,7 @@ CLAIMS: dict[str, Claim] = {
         *spin.CLAIMS,
         *one_view.CLAIMS,
         *equal_budget.CLAIMS,
+        *after.CLAIMS,
     )
 }
 

@@ -210,7 +210,7 @@ const [FROM, TO] = [-4, 8]; // margin gained, nats
 function labels(places) {
   const set = [];
   for (const [name, x, y] of [...places].sort((one, other) => one[2] - other[2])) {
-    const line = y > 140 ? -12 : 12;
+    const line = y > 140 ? -15 : 15; // a name below a level line must clear it
     let at = y;
     while (set.some(([, otherX, otherY]) => Math.abs(otherX - x) < 44 && Math.abs(otherY - at) < 12)) at += line;
     set.push([name, x, at]);

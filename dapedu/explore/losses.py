@@ -39,8 +39,6 @@ class LossExplorer(anywidget.AnyWidget):
     Raises:
         ValueError: a value is out of range; the message names it. (What is of another type altogether, traitlets
             refuses.)
-
-    Book: eq-one-margins, eq-one-road.
     """
 
     _esm = bundle("losses")
