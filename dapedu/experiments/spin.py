@@ -125,9 +125,9 @@ def play_unit(
         every: after every iteration, not only after the last.
 
     Returns:
-        Lists over the iterations measured: gold reward, share of texts with a `fault`, KL to the start, length; `greedy
-        gold`, the gold reward of the likeliest completions; −log π of people's reviews in nats a review, held-out
-        (`people`) and of the training data (`trained on`).
+        Lists over the iterations measured, of gold reward, share of texts with a `fault`, KL to the start, length;
+        `greedy gold`, the gold reward of the likeliest completions; −log π of people's reviews in nats a review,
+        held-out (`people`) and of the training data (`trained on`).
     """
     reference, tokenizer = load_model(_folder(seed, start))
     policy, _ = load_model(_folder(seed, start))

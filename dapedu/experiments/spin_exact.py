@@ -76,7 +76,7 @@ def contraction_unit(
         shape: of the world, arguments of `make_world`.
 
     Returns:
-        For each λ: `factor` of the first iteration, by which log p_data/π, centred, was multiplied (least squares,
+        For each λ the `factor` of the first iteration, by which log p_data/π, centred, was multiplied (least squares,
         weighted by p_data), and `rest`, the share of its new size that no factor explains; KL(p_data‖π) over the
         iterations, mean over the prompts, as trained (`kl`) and by the formula (`exact_kl`).
     """
@@ -152,7 +152,7 @@ def short_unit(
         lrs: learning rates.
 
     Returns:
-        For each λ, and for `SFT`, and for each rate: KL(p_data‖π) over the iterations.
+        For each λ, and for `SFT`, and for each rate, KL(p_data‖π) over the iterations.
     """
     world, start = _start_of(seed, sft_steps, shape)
     human, begin = _log_normalised(world.human_logps), _table(start, world)
