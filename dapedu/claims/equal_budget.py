@@ -52,7 +52,7 @@ CLAIMS = (
             "{settings[reviews_comparison][trials]} (five laboratories, mean ± 95 % interval)"
         ),
         holds=lambda n: n["untuned"] > 0 and n["tuned"] > -n["tuned_half"],
-        holds_if=lambda n: n["untuned"] > 0,
+        holds_if=lambda n: n["untuned"] > 0 or n["tuned"] > -n["tuned_half"],
         remark=(
             "Here it is PPO that needs little tuning: all of its random settings end above the SFT model, while DPO "
             "with a large learning rate ends far from it, where its loss does not call it back. Most of DPO's are "
