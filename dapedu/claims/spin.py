@@ -108,8 +108,9 @@ CLAIMS = (
         claimed_by=_SOURCE,
         statement="So it matters to see negatives as well, and to learn how the positives differ from them.",
         remark=(
-            "Both read the same texts once, in as many steps and with the same learning rate: the negatives are all "
-            "the difference. At the first step they cancel on average, whatever the model, and add noise."
+            "Both read the same texts once, in as many steps and with the same learning rate: the negatives, and the "
+            "weights that they bring, are all the difference. At the first step they cancel on average, whatever the "
+            "model, and add noise."
         ),
         evidence=("reviews_spin",),
         numbers=_negatives,
